@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,8 +16,9 @@ class Mesh:
     data: replicas of the model, each with its own rows; None: as many as the other dimensions leave. shard: workers, each
     with rows of its own too, among which weights, gradients and optimiser state are divided (ZeRO, Rajbhandari et al. 2020,
     https://arxiv.org/abs/1910.02054). zero: what is divided: 1 optimiser state and master weights, 2 gradients too, 3 the
-    weights of the forward pass too; default 3. half: the weights of the forward pass and their gradients are exchanged and
-    kept in the type of `precision` instead of float32.
+    weights of the forward pass too; default 3. tensor: workers with the same rows, each of which computes some heads and
+    inner units of each layer. half: the weights of the forward pass and their gradients are exchanged and kept in the type
+    of `precision` instead of float32.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -24,17 +26,18 @@ class Mesh:
     data: int | None = None
     shard: int = 1
     zero: Literal[1, 2, 3] | None = None
+    tensor: int = 1
     half: bool = False
 
     @property
     def is_sharded(self) -> bool:
         """Whether the model is divided; if not, DistributedDataParallel does all that is needed."""
-        return self.shard > 1
+        return self.shard > 1 or self.tensor > 1
 
     @property
     def stage(self) -> int:
         """The stage of ZeRO: 0 without shards."""
-        return (self.zero or 3) if self.shard > 1 else 0
+        return (self.zero or 3) if self.is_sharded else 0
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -43,16 +46,16 @@ class Mesh:
 
     def replicas(self, num_workers: int) -> int:
         """Returns `data`, or what the other dimensions leave of the workers."""
-        return self.data if self.data is not None else max(1, num_workers // max(1, self.shard))
+        return self.data if self.data is not None else max(1, num_workers // max(1, self.shard * self.tensor))
 
     def problems(self, num_workers: int) -> list[str]:
         """Returns what is wrong with the mesh for this number of workers, one message each."""
-        sizes = {"data": self.replicas(num_workers), "shard": self.shard}
+        sizes = {"data": self.replicas(num_workers), "shard": self.shard, "tensor": self.tensor}
         low = [f"{name} {size}" for name, size in sizes.items() if size < 1]
         if low:
             return [f"mesh: sizes must be at least 1, got {', '.join(low)}"]
         found = []
-        if sizes["data"] * sizes["shard"] != num_workers:
+        if math.prod(sizes.values()) != num_workers:
             shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
             found.append(f"mesh: {shape} must be num_workers = {num_workers}")
         if self.shard == 1 and self.zero is not None:

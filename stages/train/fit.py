@@ -20,6 +20,7 @@ from vlpipe.models.flops import FlopMeter, peak_flops
 from vlpipe.models.folder import save
 from vlpipe.models.parallel.checkpoints import DividedCheckpoints
 from vlpipe.models.parallel.sharded import clip_gradients, gathered
+from vlpipe.models.parallel.tensor import joined
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints, writing
 from vlpipe.stages.train.gradients import accumulate
@@ -69,8 +70,10 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
         batch_size=recipe.batch_size,
         peak_flops=None if peak is None else peak * world_size,
     )
-    # the batches of detectors are of another kind
-    meter = FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) else None
+    # the batches of detectors are of another kind; of cut layers a part is counted
+    meter = (
+        FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) and not run.is_cut else None
+    )
     divided = DividedCheckpoints(checkpoints.folder)
     # as the run began; detectors have no losses that depend on it
     streams = {"streams": run.streams} if isinstance(recipe, Recipe) and run.streams else {}
@@ -219,7 +222,7 @@ def watch(run: Run) -> str:
 
 def write_result(run: Run, folder: Path) -> None:
     """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]. All ranks call it together."""
-    state = None if run.sharded is None else gathered(run.net.model.state_dict())
+    state = None if run.sharded is None else joined(run.net.model, gathered(run.net.model.state_dict()))
     if not distributed.is_first():
         return
     save(run.net.model, folder, state)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.models.build import find
+from vlpipe.models.parallel.tensor import tensor_problem
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.models.weightless import weightless
 from vlpipe.pipeline.shard import need
@@ -90,6 +91,12 @@ def _build(recipe: Recipe) -> None:
     tokenizer = _tokenizer(recipe)
     with weightless():
         net = build_net(_without_files(recipe), tokenizer)
+    if (
+        recipe.mesh is not None
+        and recipe.mesh.tensor > 1
+        and (problem := tensor_problem(net, recipe.mesh.tensor))
+    ):
+        raise ValueError(problem)
     optimiser_of(net, recipe)
     build_views(recipe, build_makers(recipe, net.model, tokenizer))
 

@@ -298,14 +298,16 @@ class Recipe(Optimisation):
             return found
         if self.precision == "fp16":
             found.append(
-                "mesh: precision: fp16 scales losses by what one worker sees of the gradient; set bf16 or fp32 with `shard`"
+                "mesh: precision: fp16 scales losses by what one worker sees of the gradient; set bf16 or fp32"
             )
         if self.mesh.half and self.precision == "fp32":
             found.append(
                 "mesh: half: true halves nothing with precision: fp32; set precision: bf16, or half: false"
             )
         if self.find_unused_parameters is not None:
-            found.append("mesh: find_unused_parameters is for DistributedDataParallel; remove it, or `shard`")
+            found.append("mesh: find_unused_parameters is for DistributedDataParallel; remove it")
+        if self.mesh.tensor > 1 and self.compile:
+            found.append("mesh: compile: true does not go with `tensor`; set compile: false")
         return found
 
     def _checks(self) -> list[tuple[bool, str]]:

@@ -19,6 +19,7 @@ from vlpipe.models.optim.groups import Several
 from vlpipe.models.parallel.checkpoints import read
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.models.parallel.sharded import Sharded
+from vlpipe.models.parallel.tensor import cut
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
 from vlpipe.pipeline.errors import VlpipeError
@@ -122,6 +123,12 @@ class Run:
         return bool(distributed.total(torch.tensor(float(missing), device=self.device)))
 
     @property
+    def is_cut(self) -> bool:
+        """Whether workers share the rows of a batch, each with a part of each layer."""
+        mesh = self.recipe.mesh if isinstance(self.recipe, Recipe) else None
+        return mesh is not None and mesh.tensor > 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of the forward pass under autocast; float32 for none."""
         return precision_of(self.recipe, self.device)
@@ -189,7 +196,10 @@ class Run:
         try:
             notes = read(folder, wanted)
         except KeyError as error:
-            raise VlpipeError(f"the checkpoint {folder} does not fit the model: unknown {error}") from error
+            raise VlpipeError(
+                f"the checkpoint {folder} does not fit the model: unknown {error}. A run that began with `mesh: tensor` "
+                "above 1 goes on with it above 1, and one that began without it, without"
+            ) from error
         except RuntimeError as error:
             raise VlpipeError(str(error)) from error
         restore(
@@ -276,14 +286,19 @@ def divided(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Shard
         raise VlpipeError(
             "mesh: this GPU has no bf16, and `shard` does not go with fp16; set precision: fp32"
         )
-    shape = (mesh.replicas(num), mesh.shard)
-    grid = init_device_mesh(device.type, shape, mesh_dim_names=("data", "shard"))
+    shape = (mesh.replicas(num), mesh.shard, mesh.tensor)
+    grid = init_device_mesh(device.type, shape, mesh_dim_names=("data", "shard", "tensor"))
     net.leads_teachers = False
-    return Sharded(
+    if mesh.tensor > 1:
+        cut(net, grid["tensor"])
+    rows = grid["shard"] if shape[0] == 1 else grid["data", "shard"]
+    sharded = Sharded(
         net,
-        grid["shard"] if shape[0] == 1 else grid,
+        rows,
         stage=mesh.stage,
         dtype=dtype if mesh.half and dtype != torch.float32 else None,
         # losses of the whole batch are computed outside of the net's forward pass with several micro-batches
         whole=[p for o in net.objectives if o.SCOPE == "batch" for p in o.parameters()],
     )
+    distributed.use(sharded.group)
+    return sharded

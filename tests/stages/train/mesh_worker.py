@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from vlpipe.models import distributed
 from vlpipe.models.parallel.sharded import gathered
+from vlpipe.models.parallel.tensor import joined
 from vlpipe.stages.train import fit
 from vlpipe.stages.train.run import prepare
 
@@ -39,7 +40,8 @@ def trained(recipe: Any, data: Any, num_steps: int = 3) -> dict[str, Any]:
     finally:
         fit.clip = clip
         distributed.use(None)
-    return {"losses": losses, "grads": grads, "state": gathered(run.net.state_dict())}
+    state = joined(run.net, gathered(run.net.state_dict()))
+    return {"losses": losses, "grads": joined(run.net, grads), "state": state}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.models.parallel.mesh import Mesh
+from vlpipe.models.parallel.tensor import tensor_problem
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.train.train import Train
 
@@ -73,13 +74,15 @@ def same(found: Mapping[str, Any], one: Mapping[str, Any]) -> None:
 def test_shards_are_one_process(
     tmp_path: Path, squares: Dataset, recipe_of: Make, trained: Callable[..., dict[str, Any]]
 ) -> None:
-    """ZeRO 1 to 3, with a momentum teacher, a queue, a gradient cache, frozen parts, recomputed layers, LARS."""
+    """ZeRO 1 to 3 and cut layers, with a teacher, a queue, a gradient cache, frozen parts, recomputed layers, LARS."""
     lars = [ParameterGroup(match=["vision.*"], optimiser="lars")]
     kinds: dict[str, dict[str, Any]] = {
         "": {},
         "cached": {"accumulate": 2},
         "frozen": {"freeze": ["vision.*"], "recompute": True},
         "lars": {"groups": lars},
+        # of other sums: AdamW makes steps of the noise where a gradient is 0, such as that of the keys' biases
+        "tensor": {"optimiser": "sgd", "lr": 0.01},
     }
     two: dict[str, tuple[Train, Dataset]] = {}
     for kind, zero in [
@@ -101,6 +104,11 @@ def test_shards_are_one_process(
         )  # type: ignore[arg-type]
         for kind, zero in [("", 3), ("cached", 1)]
     }
+    # layers cut in two: alone, with shards, with replicas
+    cut = {**EXACT, **kinds["tensor"]}
+    two["tensor"] = recipe_of(num_workers=2, mesh=Mesh(tensor=2), **cut), squares
+    four["tensor shard"] = recipe_of(num_workers=4, mesh=Mesh(tensor=2, shard=2), **cut), squares
+    four["tensor data"] = recipe_of(num_workers=4, mesh=Mesh(tensor=2, data=2), **cut, accumulate=2), squares
     ones = {kind: trained(recipe_of(**EXACT, **more), squares) for kind, more in kinds.items()}
     for num, jobs in ((2, two), (4, four)):
         folder = tmp_path / str(num)
@@ -109,11 +117,25 @@ def test_shards_are_one_process(
             same(found, ones[name.split(" ")[0]])
 
 
+def test_a_plan_refuses_what_cannot_be_cut(recipe_of: Make) -> None:
+    """Heads, and models without a layer that is cut."""
+    (problem,) = recipe_of(num_workers=4, batch_size=48, mesh=Mesh(tensor=4)).preflight()
+    assert problem == "mesh: model.vision.blocks.0 has 2 heads, which 4 `tensor` workers cannot divide"
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    assert (tensor_problem(net, 2) or "").startswith(
+        "mesh: the model has no layer that `tensor` cuts: PreNormLayer, "
+    )
+    assert recipe_of(num_workers=2, mesh=Mesh(tensor=2)).preflight() == []
+    assert "GB of weights, gradients and moments per worker (ZeRO-3)" in recipe_of(
+        num_workers=2, mesh=Mesh(shard=2)
+    ).estimate(0)
+
+
 @pytest.mark.parametrize(
     ("mesh", "more", "message"),
     [
-        ({"shard": 3}, {"num_workers": 4}, "data 1 x shard 3 must be num_workers = 4"),
-        ({"data": 2, "shard": 2}, {"num_workers": 2}, "data 2 x shard 2 must be num_workers = 2"),
+        ({"shard": 3}, {"num_workers": 4}, "data 1 x shard 3 x tensor 1 must be num_workers = 4"),
+        ({"data": 2, "shard": 2}, {"num_workers": 2}, "data 2 x shard 2 x tensor 1 must be num_workers = 2"),
         ({"shard": 0}, {}, "sizes must be at least 1, got shard 0"),
         ({"zero": 1}, {}, "`shard` workers, of which there is 1; set shard"),
         ({"half": True}, {}, "of which there is 1; set shard"),
@@ -122,7 +144,8 @@ def test_shards_are_one_process(
             {"num_workers": 2, "precision": "fp32"},
             "halves nothing with precision: fp32",
         ),
-        ({"shard": 2}, {"num_workers": 2, "precision": "fp16"}, "set bf16 or fp32 with `shard`"),
+        ({"shard": 2}, {"num_workers": 2, "precision": "fp16"}, "set bf16 or fp32"),
+        ({"tensor": 2}, {"num_workers": 2, "compile": True}, "compile: true does not go with `tensor`"),
         ({"shard": 2}, {"num_workers": 2, "find_unused_parameters": True}, "is for DistributedDataParallel"),
     ],
 )
