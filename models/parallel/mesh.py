@@ -17,8 +17,10 @@ class Mesh:
     with rows of its own too, among which weights, gradients and optimiser state are divided (ZeRO, Rajbhandari et al. 2020,
     https://arxiv.org/abs/1910.02054). zero: what is divided: 1 optimiser state and master weights, 2 gradients too, 3 the
     weights of the forward pass too; default 3. tensor: workers with the same rows, each of which computes some heads and
-    inner units of each layer. half: the weights of the forward pass and their gradients are exchanged and kept in the type
-    of `precision` instead of float32.
+    inner units of each layer. expert: how many of the data x shard workers compute the experts of a
+    mixture together, each an equal part, which tokens reach and leave by all-to-all (GShard, Lepikhin et al. 2020,
+    https://arxiv.org/abs/2006.16668). half: the weights of the forward pass and their gradients are exchanged and kept in
+    the type of `precision` instead of float32.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -27,6 +29,7 @@ class Mesh:
     shard: int = 1
     zero: Literal[1, 2, 3] | None = None
     tensor: int = 1
+    expert: int = 1
     half: bool = False
 
     @property
@@ -51,13 +54,20 @@ class Mesh:
     def problems(self, num_workers: int) -> list[str]:
         """Returns what is wrong with the mesh for this number of workers, one message each."""
         sizes = {"data": self.replicas(num_workers), "shard": self.shard, "tensor": self.tensor}
-        low = [f"{name} {size}" for name, size in sizes.items() if size < 1]
+        low = [f"{name} {size}" for name, size in {**sizes, "expert": self.expert}.items() if size < 1]
         if low:
             return [f"mesh: sizes must be at least 1, got {', '.join(low)}"]
         found = []
         if math.prod(sizes.values()) != num_workers:
             shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
             found.append(f"mesh: {shape} must be num_workers = {num_workers}")
+        rows = sizes["data"] * sizes["shard"]
+        if rows % self.expert:
+            found.append(
+                f"mesh: expert: {self.expert} must divide data x shard = {rows}, the workers with rows of their own"
+            )
+        if self.expert > 1 and self.tensor > 1:
+            found.append("mesh: expert does not go with tensor; set one of the two")
         if self.shard == 1 and self.zero is not None:
             found.append(
                 f"mesh: zero: {self.zero} divides among `shard` workers, of which there is 1; set shard"

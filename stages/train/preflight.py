@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.models.build import find
+from vlpipe.models.experts.layer import spread_problem
 from vlpipe.models.parallel.tensor import tensor_problem
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.models.weightless import weightless
@@ -95,6 +96,12 @@ def _build(recipe: Recipe) -> None:
         recipe.mesh is not None
         and recipe.mesh.tensor > 1
         and (problem := tensor_problem(net, recipe.mesh.tensor))
+    ):
+        raise ValueError(problem)
+    if (
+        recipe.mesh is not None
+        and recipe.mesh.expert > 1
+        and (problem := spread_problem(net, recipe.mesh.expert))
     ):
         raise ValueError(problem)
     optimiser_of(net, recipe)

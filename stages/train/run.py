@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vlpipe.models import distributed
+from vlpipe.models.experts.layer import experts_of, spread_problem
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.models.optim.groups import Several
 from vlpipe.models.parallel.checkpoints import read
@@ -279,6 +280,14 @@ def divided(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Shard
     num = distributed.world_size()
     if problems := mesh.problems(num):
         raise VlpipeError(f"{problems[0]}; {num} worker(s) run")
+    if mesh.expert > 1:
+        if problem := spread_problem(net, mesh.expert):
+            raise VlpipeError(problem)
+        groups = init_device_mesh(
+            device.type, (num // mesh.expert, mesh.expert), mesh_dim_names=("group", "expert")
+        )
+        for layer in experts_of(net).values():
+            layer.spread(groups["expert"].get_group())
     if not mesh.is_sharded:
         return None
     dtype = precision_of(recipe, device)

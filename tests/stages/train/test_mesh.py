@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,56 @@ def test_shards_are_one_process(
             same(found, ones[name.split(" ")[0]])
 
 
+def experts(recipe: Train, **more: Any) -> Train:
+    """A language model with 4 experts, which have room for all tokens, so that ranks drop none."""
+    router = {"kind": "switch", "jitter": 0.0}
+    sizes = {
+        "experts": 4,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "max_text_length": 16,
+        "capacity_factor": [4.0, 4.0],
+    }
+    return replace(
+        recipe,
+        model={"use": "expert_lm:ExpertLm", "router": router, **sizes, **more},
+        objectives=["lm:Lm"],
+        teachers={},
+        optimiser="sgd",
+        lr=0.1,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_spread_experts_are_one_process(
+    tmp_path: Path, squares: Dataset, recipe_of: Make, trained: Callable[..., dict[str, Any]]
+) -> None:
+    """On two workers with replicas or shards; on four in two groups, or all in one with shards."""
+    one = trained(experts(recipe_of(batch_size=48)), squares)
+    for num, meshes in (
+        (2, [Mesh(expert=2), Mesh(expert=2, shard=2)]),
+        (4, [Mesh(expert=2), Mesh(expert=4, shard=2)]),
+    ):
+        folder = tmp_path / str(num)
+        folder.mkdir()
+        jobs = {
+            str(mesh): (experts(recipe_of(batch_size=48, num_workers=num, mesh=mesh)), squares)
+            for mesh in meshes
+        }
+        for found in in_ranks(folder, num, jobs).values():
+            same(found, one)
+
+
+def test_a_plan_refuses_experts_that_cannot_be_spread(recipe_of: Make) -> None:
+    two = recipe_of(num_workers=2, mesh=Mesh(expert=2))
+    assert two.preflight() == ["mesh: expert: the model has no layer of experts; remove `expert`"]
+    assert experts(two).preflight() == []
+    (problem,) = experts(two, experts=3).preflight()
+    assert problem == "mesh: expert: model.layers.1.experts has 3 experts, which 2 workers cannot divide"
+
+
 def test_a_plan_refuses_what_cannot_be_cut(recipe_of: Make) -> None:
     """Heads, and models without a layer that is cut."""
     (problem,) = recipe_of(num_workers=4, batch_size=48, mesh=Mesh(tensor=4)).preflight()
@@ -145,6 +196,8 @@ def test_a_plan_refuses_what_cannot_be_cut(recipe_of: Make) -> None:
             "halves nothing with precision: fp32",
         ),
         ({"shard": 2}, {"num_workers": 2, "precision": "fp16"}, "set bf16 or fp32"),
+        ({"expert": 3}, {"num_workers": 2}, "expert: 3 must divide data x shard = 2"),
+        ({"expert": 2, "tensor": 2}, {"num_workers": 4}, "expert does not go with tensor"),
         ({"tensor": 2}, {"num_workers": 2, "compile": True}, "compile: true does not go with `tensor`"),
         ({"shard": 2}, {"num_workers": 2, "find_unused_parameters": True}, "is for DistributedDataParallel"),
     ],
