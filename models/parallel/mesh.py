@@ -17,8 +17,8 @@ class Mesh:
     with rows of its own too, among which weights, gradients and optimiser state are divided (ZeRO, Rajbhandari et al. 2020,
     https://arxiv.org/abs/1910.02054). zero: what is divided: 1 optimiser state and master weights, 2 gradients too, 3 the
     weights of the forward pass too; default 3. tensor: workers with the same rows, each of which computes some heads and
-    inner units of each layer. expert: how many of the data x shard workers compute the experts of a
-    mixture together, each an equal part, which tokens reach and leave by all-to-all (GShard, Lepikhin et al. 2020,
+    inner units of each layer. expert: how many of the data x shard workers compute the experts of a mixture together, each
+    an equal part, which tokens reach and leave by all-to-all (GShard, Lepikhin et al. 2020,
     https://arxiv.org/abs/2006.16668). half: the weights of the forward pass and their gradients are exchanged and kept in
     the type of `precision` instead of float32.
     """
