@@ -1,5 +1,6 @@
 """Collectives that also answer when no process group exists: one process is a world of one.
 
+The ranks are those that have different rows; processes that share the work on the same rows count as one (`use`).
 Losses built with these have the same value and gradient on W ranks of B rows as on one rank of W x B rows,
 once the gradients are averaged over ranks (as DistributedDataParallel does).
 """
@@ -17,12 +18,26 @@ def _active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+_group: dist.ProcessGroup | None = None  # None: all processes
+
+
+def use(group: dist.ProcessGroup | None) -> None:
+    """Sets the processes that have different rows, this one among them; None: all of them."""
+    global _group
+    _group = group
+
+
 def rank() -> int:
-    return dist.get_rank() if _active() else 0
+    return dist.get_rank(_group) if _active() else 0
 
 
 def world_size() -> int:
-    return dist.get_world_size() if _active() else 1
+    return dist.get_world_size(_group) if _active() else 1
+
+
+def is_first() -> bool:
+    """Returns whether this process writes for all."""
+    return not _active() or dist.get_rank() == 0
 
 
 @torch.no_grad()
@@ -33,7 +48,7 @@ def gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x.detach()
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
+    dist.all_gather(parts, x.detach().contiguous(), group=_group)
     return torch.cat(parts)
 
 
@@ -46,7 +61,7 @@ class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         total = grads[0].contiguous()
-        dist.all_reduce(total)  # every rank's loss may have used our rows
+        dist.all_reduce(total, group=_group)  # every rank's loss may have used our rows
         return total[rank() * ctx.num_rows :][: ctx.num_rows]
 
 
@@ -63,7 +78,7 @@ def gather_padded(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x.detach()
     longest = torch.tensor(x.shape[1], device=x.device)
-    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    dist.all_reduce(longest, dist.ReduceOp.MAX, group=_group)
     wide = x.new_zeros(len(x), int(longest))
     wide[:, : x.shape[1]] = x
     return gather(wide)
@@ -73,5 +88,5 @@ def total(x: Tensor) -> Tensor:
     """Returns the sum of `x` over all ranks; no gradient."""
     everywhere = x.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(everywhere)
+        dist.all_reduce(everywhere, group=_group)
     return everywhere

@@ -28,17 +28,20 @@ OPEN_CLIP = "open_clip_config.json"
 FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"]
 
 
-def save(model: Any, folder: str | Path) -> None:
-    """Writes `config.json` (format, class, the constructor's arguments) and `model.safetensors`."""
+def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes `config.json` (format, class, the constructor's arguments) and `model.safetensors`.
+
+    state: the whole tensors of its `state_dict()`, if those of the model are divided among processes.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "save"):  # a format of its own
-        model.save(target)
+        model.save(target, state)
         return
     config = {"format": FORMAT, "model": use_of(type(model)), **vars(model.config)}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in (model.state_dict() if state is None else state).items():
         value, stored = value.detach().cpu().contiguous(), {t.data_ptr() for t in tensors.values()}
         tensors[name] = (
             value.clone() if value.data_ptr() in stored else value

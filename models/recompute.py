@@ -10,18 +10,19 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vlpipe.models.parallel.layers import layers_of
+
 _is_on = True
 
 
 def recompute_layers(model: nn.Module) -> int:
     """Makes the layers of `model` recompute their activations; returns the number of modules that do.
 
-    Layers are the elements of its `nn.ModuleList`s; of a layer that has no `forward` of its own, the modules in it. Layers
-    with a batch norm in training mode are left out: a second pass would count in its statistics. Values and gradients stay
-    the same, dropout included. Raises ValueError if there is no such layer. Chen et al. 2016,
-    https://arxiv.org/abs/1604.06174.
+    Layers: see `layers_of`. Those with a batch norm in training mode are left out: a second pass would count in its
+    statistics. Values and gradients stay the same, dropout included. Raises ValueError if there is no such layer.
+    Chen et al. 2016, https://arxiv.org/abs/1604.06174.
     """
-    layers = [layer for layer in _layers(model) if not _counts_statistics(layer)]
+    layers = [layer for layer in layers_of(model) if not _counts_statistics(layer)]
     if not layers:
         raise ValueError(
             f"recompute: {type(model).__name__} has no layers to recompute: elements of an nn.ModuleList without a batch "
@@ -45,16 +46,6 @@ def computed_once() -> Iterator[None]:
 
 def _run(forward: Any, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs) if _is_on else forward(*args, **kwargs)
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if not isinstance(child, nn.ModuleList):
-            yield from _layers(child)
-            continue
-        for layer in child:
-            has_forward = type(layer).forward is not nn.Module.forward
-            yield from [layer] if has_forward else layer.children()
 
 
 def _counts_statistics(layer: nn.Module) -> bool:

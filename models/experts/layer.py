@@ -78,7 +78,8 @@ class Experts(nn.Module):
         place = places(routing, self.num_experts)
         room = self._room(len(tokens), place)
         kept = routing.wanted & (place < room)
-        out = self._combine(tokens, routing, torch.where(kept, place, room), kept, room)
+        shared = self._shared(room, x.device)
+        out = self._combine(tokens, routing, torch.where(kept, place, shared), kept, shared)
         self._note(routing, kept)
         return out.view_as(x)
 
@@ -87,6 +88,14 @@ class Experts(nn.Module):
             return int(place.max()) + 1
         factor = self.capacity_factor[0 if self.training else 1]
         return capacity(num_tokens, self.num_experts, self.router.choices, factor)
+
+    def _shared(self, room: int, device: torch.device) -> int:
+        """Returns the most places that an expert has on any rank of the group, whose numbers of tokens may differ."""
+        if self.group is None:
+            return room
+        most = torch.tensor(room, device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
+        return int(most)
 
     def _combine(self, tokens: Tensor, routing: Routing, place: Tensor, kept: Tensor, room: int) -> Tensor:
         """Sends tokens to their experts' places and adds up what comes back. A dropped choice goes to a place that nobody
@@ -125,8 +134,8 @@ class Experts(nn.Module):
         )
 
     def spread(self, group: dist.ProcessGroup) -> None:
-        """Lets each rank of a group compute an equal part of the experts. All ranks keep all weights, and must have the same
-        number of tokens. Once gradients are averaged over ranks, they are those of ranks that compute all experts.
+        """Lets each rank of a group compute an equal part of the experts. All ranks keep all weights; each has its own
+        tokens and places. Once gradients are averaged over ranks, they are those of ranks that compute all experts.
 
         Raises ValueError if the experts cannot be divided.
         """
@@ -159,6 +168,19 @@ def all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Returns the parts that all ranks have for this one, in rank order. x: (W x n, ...), the same shape on all ranks."""
     out: Tensor = _AllToAll.apply(x, group)
     return out
+
+
+def spread_problem(model: nn.Module, num: int) -> str | None:
+    """Returns why the experts of a model cannot be spread over `num` ranks; None if they can."""
+    found = experts_of(model)
+    if not found:
+        return "mesh: expert: the model has no layer of experts; remove `expert`"
+    for name, layer in found.items():
+        if layer.capacity_factor is None:
+            return f"mesh: expert: {name} has no capacity_factor, so no number of places that ranks could exchange"
+        if layer.num_experts % num:
+            return f"mesh: expert: {name} has {layer.num_experts} experts, which {num} workers cannot divide"
+    return None
 
 
 def experts_of(model: nn.Module) -> dict[str, Experts]:

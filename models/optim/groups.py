@@ -138,10 +138,19 @@ def build_optimiser(net: nn.Module, defaults: Defaults, rules: Sequence[Paramete
     """
     by_optimiser: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for kind, params in parameter_groups(net, defaults, rules).items():
-        group = {"params": params, "weight_decay": kind.weight_decay, "lr_scale": kind.lr_scale}
-        by_optimiser.setdefault((kind.optimiser, kind.momentum), []).append(group)
+        for own in _by_mesh(params):
+            group = {"params": own, "weight_decay": kind.weight_decay, "lr_scale": kind.lr_scale}
+            by_optimiser.setdefault((kind.optimiser, kind.momentum), []).append(group)
     made = [_make(name, groups, momentum, defaults) for (name, momentum), groups in by_optimiser.items()]
     return made[0] if len(made) == 1 else Several(made)
+
+
+def _by_mesh(params: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Returns lists that one fused step can take: parameters that are divided among workers apart from others."""
+    found: dict[Any, list[nn.Parameter]] = {}
+    for p in params:
+        found.setdefault(getattr(p, "device_mesh", None), []).append(p)
+    return list(found.values())
 
 
 def _make(

@@ -74,16 +74,28 @@ class Net(nn.Module):
                         f"objectives: two objectives return a loss named {name!r}; loss names must be unique"
                     )
                 self.losses[name] = (i, weight)
+        self.leads_teachers = (
+            True  # False: who calls this lets teachers follow, before the first pass of a step
+        )
         self.constrain()
 
-    def forward(self, batch: Batch, feature_grads: Mapping[tuple[str, str], Tensor] | None = None) -> Values:
+    def forward(
+        self,
+        batch: Batch,
+        feature_grads: Mapping[tuple[str, str], Tensor] | None = None,
+        features: Sequence[tuple[str, str]] = (),
+    ) -> Any:
         """Returns name -> Term of each loss and diagnostic, or a scalar. Teachers follow the model once per step.
 
         feature_grads: (view, feature) -> gradient of the losses of the whole batch (see `gradients`). Those losses are left
         out then, and the value SURROGATE, a scalar with that gradient, is added.
+        features: (view, feature) of those that are returned, in a list, in place of losses.
         """
+        if features:
+            out = self.outputs(batch)
+            return [out.view(view).feature(name) for view, name in features]
         if feature_grads is None:
-            if batch.step.micro == 0:
+            if batch.step.micro == 0 and self.leads_teachers:
                 self.update_teachers()
             return self._values(self.outputs(batch), self.active(batch.task))
         out = self.outputs(batch)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vlpipe.models import distributed
 from vlpipe.models.flops import FlopMeter, peak_flops
 from vlpipe.models.folder import save
+from vlpipe.models.parallel.checkpoints import DividedCheckpoints
+from vlpipe.models.parallel.sharded import clip_gradients, gathered
+from vlpipe.models.parallel.tensor import joined
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints, writing
 from vlpipe.stages.train.gradients import accumulate
@@ -44,19 +46,22 @@ def fit(config: Mapping[str, Any]) -> None:
         run = prepare(config["recipe"], config["inputs"])
         resume(run, checkpoints)
         train(run, work / "progress.log", checkpoints)
-        if distributed.rank() == 0:
-            write_result(run, work / "result")
+        write_result(run, work / "result")
 
 
 def resume(run: Run, checkpoints: Checkpoints) -> None:
     """Sets the state to that of the newest checkpoint, if there is one; nothing else refers to what was read then."""
-    if state := checkpoints.latest():
+    divided, state = DividedCheckpoints(checkpoints.folder).latest(), checkpoints.latest()
+    if divided is not None and (state is None or divided[0] > state["step"]):
+        run.restore_divided(divided[1])
+    elif state is not None:
         run.restore(state)
 
 
 def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
     """Runs the remaining steps; logs losses, checks for ITM collapse (`itm_alarm`) and saves checkpoints on the way."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
+    is_first = distributed.is_first()
     peak = peak_flops(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else None
     progress = Progress(
         progress_log,
@@ -65,10 +70,15 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
         batch_size=recipe.batch_size,
         peak_flops=None if peak is None else peak * world_size,
     )
-    # the batches of detectors are of another kind
-    meter = FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) else None
+    # the batches of detectors are of another kind; of cut layers a part is counted
+    meter = (
+        FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) and not run.is_cut else None
+    )
+    divided = DividedCheckpoints(checkpoints.folder)
+    # as the run began; detectors have no losses that depend on it
+    streams = {"streams": run.streams} if isinstance(recipe, Recipe) and run.streams else {}
     with (
-        run.loader.batches(run.step, rank, world_size, run.device) as batches,
+        run.loader.batches(run.step, rank, world_size, run.device, **streams) as batches,
         writing(checkpoints) as writer,
     ):
         while run.step < run.num_steps:
@@ -76,20 +86,25 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
             if meter is not None:
                 meter.add(parts, run.device)
             train_step(run, parts)
-            if rank == 0:
+            if is_first:
                 progress.stepped(run.step)
             if _due(run, recipe.log_every) or _due(run, recipe.checkpoint_every):
                 need_finite(run)
             if _due(run, recipe.log_every):
                 means = log(run)
                 alarm = watch(run)
-                if rank == 0:
+                if is_first:
                     flops = None if meter is None else meter.total
                     progress.report(run.step, means, run.loader.making.samples_per_s, flops)
                     if alarm:
                         progress.say(alarm)
-            if _due(run, recipe.checkpoint_every) and rank == 0:
-                writer.save(run.step, run.state())
+            if _due(run, recipe.checkpoint_every):
+                run.share_sums()
+                if run.sharded is not None:
+                    divided.save(run.step, *run.divided_state())
+                elif rank == 0:
+                    writer.save(run.step, run.state())
+    divided.wait()
 
 
 def _due(run: Run, every: int) -> bool:
@@ -136,6 +151,8 @@ def clip(run: Run) -> Tensor:
     for optimiser in run.optimisers_with_gradient():
         run.scaler.unscale_(optimiser)
     params = [p for p in run.net.parameters() if p.grad is not None]
+    if run.sharded is not None:
+        return clip_gradients(params, run.recipe.clip_norm or math.inf).double()
     return torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
 
 
@@ -173,8 +190,7 @@ def log(run: Run) -> dict[str, float]:
     """
     means = torch.stack([total / _at_least_1(run.num_summed[name]) for name, total in run.sums.items()])
     if distributed.world_size() > 1:
-        dist.all_reduce(means)
-        means /= distributed.world_size()
+        means = distributed.total(means) / distributed.world_size()
     found = dict(zip(run.sums, means.tolist(), strict=True))
     found["lr"] = float(run.optimiser.param_groups[0]["lr"])
     run.rows += [(run.step, name, value) for name, value in found.items()]
@@ -205,8 +221,11 @@ def watch(run: Run) -> str:
 
 
 def write_result(run: Run, folder: Path) -> None:
-    """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]."""
-    save(run.net.model, folder)
+    """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]. All ranks call it together."""
+    state = None if run.sharded is None else joined(run.net.model, gathered(run.net.model.state_dict()))
+    if not distributed.is_first():
+        return
+    save(run.net.model, folder, state)
     if run.loader.tokenizer is not None:
         run.loader.tokenizer.save(folder / "tokenizer")
     (folder / "losses.json").write_text(json.dumps(run.rows))

@@ -35,6 +35,8 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
     batches = [batch.to(run.device) for batch in batches]
     if run.parallel is None:
         run.join_ranks(batches[0])
+    if run.sharded is not None:
+        run.net.update_teachers()  # inside of the forward pass they would follow gathered weights, which are freed
     cached = cached_objectives(run, batches[0]) if len(batches) > 1 else []
     if cached:
         return _accumulate_cached(run, batches, cached)
@@ -45,8 +47,14 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
             parts = _contributions(run, _forward(run, batch), counts, len(batches))
             torch.autograd.backward(run.scaler.scale(parts["loss"]))
         _add(values, parts)
+    _finish(run)
     _need_gradients(run)
     return values
+
+
+def _finish(run: Run) -> None:
+    if run.sharded is not None:
+        run.sharded.finish()
 
 
 def cached_objectives(run: Run, batch: Any) -> list[tuple[str, Objective]]:
@@ -132,7 +140,8 @@ def _accumulate_cached(
     features; then each micro-batch again, with the same dropout masks, where its features get that gradient.
     """
     net = run.net
-    net.update_teachers()
+    if run.sharded is None:
+        net.update_teachers()
     leaves = _leaves(run, batches, cached)
     whole = Batch(streams={}, same=torch.cat([batch.same for batch in batches]), step=batches[0].step)
     values: dict[str, Term | Tensor] = {}
@@ -157,6 +166,7 @@ def _accumulate_cached(
             parts = _contributions(run, found, counts, len(batches))
             torch.autograd.backward(run.scaler.scale(parts["loss"]) + surrogate)
         _add(result, parts)
+    _finish(run)
     return result
 
 
@@ -170,9 +180,8 @@ def _leaves(
     for micro, batch in enumerate(batches):
         _seed_micro(run, micro)
         with torch.no_grad(), run.autocast():
-            out = run.net.outputs(batch)
-            for view, name in wanted:
-                found[view, name].append(out.view(view).feature(name))
+            for key, feature in zip(wanted, run.net(batch, None, wanted), strict=True):
+                found[key].append(feature)
     return {key: torch.cat(parts).requires_grad_("." not in key[1]) for key, parts in found.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,21 +77,29 @@ class Loader:
 
     @contextmanager
     def batches(
-        self, step: int, rank: int = 0, world_size: int = 1, device: torch.device | None = None
+        self,
+        step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        streams: int | None = None,
     ) -> Iterator[Iterator[Batch]]:
         """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
         device: where they are; None: the CPU. At most NUM_AHEAD are prefetched, and PER_PROCESS in each loader process.
+        streams: number of workers that the run began with; None: as many as now. A step has the rows that it would have
+        with these. Raises VlpipeError with `balance_tokens`, if they are other than now.
         """
         import torch
 
         device = device or torch.device("cpu")
         on_gpu = device.type == "cuda"
-        cache = RowCache(
-            self.units, self.recipe.cache_bytes, self.recipe.loader_threads, self.columns, self.per != "rows"
-        )
+        if streams not in (None, world_size) and self.recipe.balance_tokens:
+            raise VlpipeError(
+                f"balance_tokens: the run began with {streams} worker(s), whose batches differ in size; go on with as many"
+            )
         num = num_processes(self.recipe.loader_processes, gpu=on_gpu)
-        with closing(cache), closing(self._samples_of(step, rank, world_size, cache)) as samples:
+        with closing(self._samples_of(step, rank, world_size, streams or world_size)) as samples:
             made = (
                 made_in_processes(samples, self.make, num, pin=on_gpu)
                 if num
@@ -110,18 +118,39 @@ class Loader:
                 seconds = time.perf_counter() - began
                 yield batch.pin_memory() if pin else batch, seconds
 
-    def _samples_of(self, step: int, rank: int, world_size: int, cache: RowCache) -> Generator[Samples]:
-        """Yields the samples of each micro-batch of a rank."""
+    def _samples_of(self, step: int, rank: int, world_size: int, streams: int) -> Generator[Samples]:
+        """Yields the samples of each micro-batch of a rank: its share of those of all streams beside each other."""
         from vlpipe.models.interface.batch import Step
 
-        per_step = self.recipe.batch_size // world_size
-        parts = self.order.parts_of_rank(rank, world_size, skip=step * per_step)
-        found = self._pieces(cache, parts, per_step // self.recipe.accumulate)
-        while True:
-            progress = step * self.recipe.batch_size / self.samples_per_epoch
-            for micro in range(self.recipe.accumulate):
-                yield Samples(next(found), Step(step, micro, progress), self.recipe.task_of(step))
-            step += 1
+        recipe = self.recipe
+        size = recipe.batch_size // (streams * recipe.accumulate)  # of a micro-batch of one stream
+        own = recipe.batch_size // (world_size * recipe.accumulate)
+        numbers = range(rank * own // size, ((rank + 1) * own - 1) // size + 1)
+        cuts = [slice(max(rank * own - i * size, 0), (rank + 1) * own - i * size) for i in numbers]
+        with ExitStack() as stack:
+            found = []
+            for i in numbers:
+                bytes_each = recipe.cache_bytes // len(numbers)
+                cache = RowCache(
+                    self.units, bytes_each, recipe.loader_threads, self.columns, self.per != "rows"
+                )
+                stack.enter_context(closing(cache))
+                parts = self.order.parts_of_rank(i, streams, skip=step * size * recipe.accumulate)
+                found.append(self._pieces(cache, parts, size))
+            while True:
+                progress = step * recipe.batch_size / self.samples_per_epoch
+                for micro in range(recipe.accumulate):
+                    # of a rank's own stream all, however many: with `balance_tokens` their number varies
+                    pieces = [
+                        next(f) if streams == world_size else next(f)[cut]
+                        for f, cut in zip(found, cuts, strict=True)
+                    ]
+                    yield Samples(
+                        [c for piece in pieces for c in piece],
+                        Step(step, micro, progress),
+                        recipe.task_of(step),
+                    )
+                step += 1
 
     def _pieces(self, cache: RowCache, parts: Iterator[Part], size: int) -> Iterator[list[Chosen]]:
         """Yields the samples of each micro-batch of `size`, with their rows and texts.

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.models.build import find
+from vlpipe.models.experts.layer import spread_problem
+from vlpipe.models.parallel.tensor import tensor_problem
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.models.weightless import weightless
 from vlpipe.pipeline.shard import need
@@ -90,6 +92,18 @@ def _build(recipe: Recipe) -> None:
     tokenizer = _tokenizer(recipe)
     with weightless():
         net = build_net(_without_files(recipe), tokenizer)
+    if (
+        recipe.mesh is not None
+        and recipe.mesh.tensor > 1
+        and (problem := tensor_problem(net, recipe.mesh.tensor))
+    ):
+        raise ValueError(problem)
+    if (
+        recipe.mesh is not None
+        and recipe.mesh.expert > 1
+        and (problem := spread_problem(net, recipe.mesh.expert))
+    ):
+        raise ValueError(problem)
     optimiser_of(net, recipe)
     build_views(recipe, build_makers(recipe, net.model, tokenizer))
 
@@ -105,8 +119,13 @@ def estimate(recipe: Recipe, num_rows: int) -> str:
         f"{recipe.num_workers} {device} worker(s), {recipe.micro_batch_size:,} samples at a time on each",
     ]
     if recipe.init is None:
-        num_params, num_bytes = _sizes(recipe)
+        num_params, num_trained, num_bytes = _sizes(recipe)
         parts.append(f"{num_params / 1e6:.1f} M parameters, {3 * num_bytes / 1e9:.2f} GB for checkpoints")
+        if recipe.mesh is not None and recipe.mesh.is_sharded:
+            most = recipe.mesh.bytes_per_parameter * num_trained / 1e9
+            parts.append(
+                f"{most:.2f} GB of weights, gradients and moments per worker (ZeRO-{recipe.mesh.stage})"
+            )
     return "; ".join(parts)
 
 
@@ -119,13 +138,15 @@ def _duration(recipe: Recipe, num_rows: int) -> str:
     return f"{steps:,} steps of {recipe.batch_size:,} = {samples:,} samples{epochs}"
 
 
-def _sizes(recipe: Recipe) -> tuple[int, int]:
-    """Returns (number of model parameters, size of a checkpoint in bytes)."""
+def _sizes(recipe: Recipe) -> tuple[int, int, int]:
+    """Returns (number of model parameters, of trained ones, size of a checkpoint in bytes)."""
     with weightless():
         net = build_net(_without_files(recipe), _tokenizer(recipe))
     weights = sum(value.nbytes for value in net.state_dict().values())
-    moments = sum(2 * p.nbytes for p in net.parameters() if p.requires_grad)
-    return sum(p.numel() for p in net.model.parameters()), weights + moments
+    trained = [p for p in net.parameters() if p.requires_grad]
+    moments = sum(2 * p.nbytes for p in trained)
+    num = sum(p.numel() for p in net.model.parameters())
+    return num, sum(p.numel() for p in trained), weights + moments
 
 
 def _without_files(recipe: Recipe) -> Recipe:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from vlpipe.models.optim.parameter_group import ParameterGroup
+from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.pipeline.files import File, Weights
 
 MODELS = "vlpipe.models.systems"
@@ -200,6 +201,7 @@ class Recipe(Optimisation):
         "group_by_length",
         "balance_tokens",
         "copies",
+        "mesh",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -259,6 +261,8 @@ class Recipe(Optimisation):
     window_bytes: int = 1 << 30  # per worker, max size of a shuffle window; the next one is read beside it
     # whether the workers search in each step for parameters without a gradient; None: as the first step of a run shows
     find_unused_parameters: bool | None = None
+    # how workers divide the model; None: each has all of it (DistributedDataParallel)
+    mesh: Mesh | None = None
 
     def model_spec(self) -> dict[str, Any]:
         """Returns `model`, with the default class if it has no `use`."""
@@ -284,6 +288,27 @@ class Recipe(Optimisation):
         weights = np.array([task.weight for task in self.tasks.values()])
         drawn = np.random.default_rng((self.seed, TASK, step)).choice(len(weights), p=weights / weights.sum())
         return list(self.tasks)[int(drawn)]
+
+    def mesh_problems(self) -> list[str]:
+        """Returns what is wrong with `mesh`, and what of this recipe does not go with it."""
+        if self.mesh is None:
+            return []
+        found = self.mesh.problems(self.num_workers)
+        if not self.mesh.is_sharded:
+            return found
+        if self.precision == "fp16":
+            found.append(
+                "mesh: precision: fp16 scales losses by what one worker sees of the gradient; set bf16 or fp32"
+            )
+        if self.mesh.half and self.precision == "fp32":
+            found.append(
+                "mesh: half: true halves nothing with precision: fp32; set precision: bf16, or half: false"
+            )
+        if self.find_unused_parameters is not None:
+            found.append("mesh: find_unused_parameters is for DistributedDataParallel; remove it")
+        if self.mesh.tensor > 1 and self.compile:
+            found.append("mesh: compile: true does not go with `tensor`; set compile: false")
+        return found
 
     def _checks(self) -> list[tuple[bool, str]]:
         return [
@@ -318,6 +343,7 @@ class Recipe(Optimisation):
                 "find_unused_parameters: false does not go with `tasks` or accumulate above 1, where steps differ in the "
                 "parameters that get a gradient",
             ),
+            *((True, problem) for problem in self.mesh_problems()),
             (self.balance_tokens and not self.group_by_length, "balance_tokens needs group_by_length: true"),
             (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vlpipe.models import distributed
+from vlpipe.models.experts.layer import experts_of, spread_problem
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.models.optim.groups import Several
+from vlpipe.models.parallel.checkpoints import read
+from vlpipe.models.parallel.mesh import Mesh
+from vlpipe.models.parallel.sharded import Sharded
+from vlpipe.models.parallel.tensor import cut
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
 from vlpipe.pipeline.errors import VlpipeError
@@ -35,6 +42,14 @@ SYNC_BUFFERS = (
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def precision_of(recipe: Optimisation, device: torch.device) -> torch.dtype:
+    """Returns the type of the forward pass under autocast; float32 for none."""
+    auto = "fp32"
+    if device.type == "cuda":
+        auto = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return DTYPES[auto if recipe.precision == "auto" else recipe.precision]
+
+
 @dataclass
 class Run:
     """The training state of one worker.
@@ -49,6 +64,8 @@ class Run:
     net: Any  # a Net, or an object with the same forward, losses, counts and constrain
     loader: Any  # a Loader, or an object with the same batches and samples_per_epoch
     num_steps: int
+    sharded: Sharded | None = None  # `net`, divided among workers
+    streams: int | None = None  # number of workers that the run began with; None: as many as now
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -70,7 +87,11 @@ class Run:
         batch: of the first step. On several ranks some of its samples pass forward and backward, which changes no state; all
         ranks must call this together.
         """
-        self.parallel = self.net
+        self.parallel = self.net if self.sharded is None else self.sharded
+        if self.sharded is not None:
+            if self.recipe.compile:
+                self.sharded.call = torch.compile(self.net)
+            return
         if distributed.world_size() > 1:
             some_unused = self._some_get_no_gradient(batch)
             self.parallel = DistributedDataParallel(
@@ -103,12 +124,15 @@ class Run:
         return bool(distributed.total(torch.tensor(float(missing), device=self.device)))
 
     @property
+    def is_cut(self) -> bool:
+        """Whether workers share the rows of a batch, each with a part of each layer."""
+        mesh = self.recipe.mesh if isinstance(self.recipe, Recipe) else None
+        return mesh is not None and mesh.tensor > 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of the forward pass under autocast; float32 for none."""
-        auto = "fp32"
-        if self.device.type == "cuda":
-            auto = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return DTYPES[auto if self.recipe.precision == "auto" else self.recipe.precision]
+        return precision_of(self.recipe, self.device)
 
     def autocast(self) -> torch.autocast:
         """Returns the context of a forward pass."""
@@ -131,11 +155,76 @@ class Run:
             "rows": self.rows,
             "sums": self.sums,
             "num_summed": self.num_summed,
+            "streams": self.streams or distributed.world_size(),
         }
 
+    def divided_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns what `state` does as (name -> tensor, which may be divided; JSON values)."""
+        tensors = {f"net.{n}": v for n, v in trained_state(self.net.state_dict(), self.frozen).items()}
+        for name, state in self._moments():
+            tensors |= {f"optimiser.{key}.{name}": v for key, v in state.items() if isinstance(v, Tensor)}
+        notes = {
+            "step": self.step,
+            "rows": self.rows,
+            "sums": {name: float(v) for name, v in self.sums.items()},
+            "num_summed": {name: int(n) for name, n in self.num_summed.items()},
+            "streams": self.streams or distributed.world_size(),
+        }
+        return tensors, notes
+
+    def _moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields (name, state in its optimiser) of each trained parameter."""
+        optimisers = self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
+        of = {p: one.state for one in optimisers for group in one.param_groups for p in group["params"]}
+        for name, p in self.net.named_parameters():
+            if p in of:
+                yield name, of[p][p]
+
+    def restore_divided(self, folder: Path) -> None:
+        """Sets this state to the one in a folder of `DividedCheckpoints`, of any mesh."""
+        own, params, moments = self.net.state_dict(), dict(self.net.named_parameters()), dict(self._moments())
+
+        def wanted(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            kind, _, rest = name.partition(".")
+            if kind == "net":
+                return own[rest]
+            key, _, parameter = rest.partition(".")
+            p = params[parameter]
+            like = torch.zeros_like(p, dtype=dtype) if p.shape == shape else torch.zeros(shape, dtype=dtype)
+            moments[parameter][key] = like.detach().to(self.device)
+            return cast(Tensor, moments[parameter][key])
+
+        try:
+            notes = read(folder, wanted)
+        except KeyError as error:
+            raise VlpipeError(
+                f"the checkpoint {folder} does not fit the model: unknown {error}. A run that began with `mesh: tensor` "
+                "above 1 goes on with it above 1, and one that began without it, without"
+            ) from error
+        except RuntimeError as error:
+            raise VlpipeError(str(error)) from error
+        restore(
+            self.net, trained_state(own, self.frozen), self.frozen
+        )  # tells modules that count what they hold
+        self.step, self.streams, self.num_summed = notes["step"], notes["streams"], notes["num_summed"]
+        self.rows = [(step, name, value) for step, name, value in notes["rows"]]
+        self.sums = {
+            n: torch.tensor(v, dtype=torch.float64, device=self.device) for n, v in notes["sums"].items()
+        }
+
+    def share_sums(self) -> None:
+        """Makes `sums` equal on all ranks, whose mean is what is logged: a checkpoint holds those of one."""
+        if self.sums and distributed.world_size() > 1:
+            whole = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world_size()
+            self.sums = dict(zip(self.sums, whole.unbind(), strict=True))
+
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Sets this state to one that `state()` returned."""
-        self.step = state["step"]
+        """Sets this state to one that `state()` returned. Raises VlpipeError if the net is divided among workers."""
+        if self.sharded is not None:
+            raise VlpipeError(
+                f"mesh: the run began without `shard` and has {state['step']} steps; remove `shard`, or its checkpoints"
+            )
+        self.step, self.streams = state["step"], state.get("streams")
         self.num_summed = {
             name: n.to(self.device) if isinstance(n, Tensor) else n for name, n in state["num_summed"].items()
         }
@@ -168,7 +257,10 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     device = pick_device(recipe.gpu)
     seed_all(recipe.seed, "start")
     tokenizer = load_tokenizer(recipe)
-    net = build_net(recipe, tokenizer).to(device)
+    net = build_net(recipe, tokenizer)
+    sharded = None if recipe.mesh is None else divided(net, recipe, recipe.mesh, device)
+    if sharded is None:
+        net = net.to(device)
     makers = build_makers(recipe, net.model, tokenizer)
     views = {task: net.views_of(task) for task in net.tasks}
     loader = Loader(inputs, recipe, tokenizer, makers, build_views(recipe, makers), views)
@@ -177,4 +269,45 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
         raise VlpipeError(
             f"warmup_steps must be less than the {num_steps} steps of the run, got {recipe.warmup_steps}"
         )
-    return Run(recipe, device, net, loader, num_steps)
+    return Run(recipe, device, net, loader, num_steps, sharded)
+
+
+def divided(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Sharded | None:
+    """Divides `net` among workers as the mesh says; returns what calls it then, or None if each worker has all of it.
+
+    Raises VlpipeError if there are fewer or more workers than in the mesh, or the precision is fp16.
+    """
+    num = distributed.world_size()
+    if problems := mesh.problems(num):
+        raise VlpipeError(f"{problems[0]}; {num} worker(s) run")
+    if mesh.expert > 1:
+        if problem := spread_problem(net, mesh.expert):
+            raise VlpipeError(problem)
+        groups = init_device_mesh(
+            device.type, (num // mesh.expert, mesh.expert), mesh_dim_names=("group", "expert")
+        )
+        for layer in experts_of(net).values():
+            layer.spread(groups["expert"].get_group())
+    if not mesh.is_sharded:
+        return None
+    dtype = precision_of(recipe, device)
+    if dtype == torch.float16:
+        raise VlpipeError(
+            "mesh: this GPU has no bf16, and `shard` does not go with fp16; set precision: fp32"
+        )
+    shape = (mesh.replicas(num), mesh.shard, mesh.tensor)
+    grid = init_device_mesh(device.type, shape, mesh_dim_names=("data", "shard", "tensor"))
+    net.leads_teachers = False
+    if mesh.tensor > 1:
+        cut(net, grid["tensor"])
+    rows = grid["shard"] if shape[0] == 1 else grid["data", "shard"]
+    sharded = Sharded(
+        net,
+        rows,
+        stage=mesh.stage,
+        dtype=dtype if mesh.half and dtype != torch.float32 else None,
+        # losses of the whole batch are computed outside of the net's forward pass with several micro-batches
+        whole=[p for o in net.objectives if o.SCOPE == "batch" for p in o.parameters()],
+    )
+    distributed.use(sharded.group)
+    return sharded

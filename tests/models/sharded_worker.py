@@ -13,19 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.models.small_system import SmallSystem, small_systems
-from vlpipe.models.blocks.decoder import DecoderLayer
-from vlpipe.models.blocks.post_norm import PostNormLayer
-from vlpipe.models.blocks.transformer import PreNormLayer
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
-
-UNITS = (PreNormLayer, PostNormLayer, DecoderLayer)  # what is sharded on its own; the rest with the root
+from vlpipe.models.parallel.sharded import Sharded
 
 
 def loss_of(net: Any, batch: Batch) -> torch.Tensor:
@@ -36,13 +32,13 @@ def loss_of(net: Any, batch: Batch) -> torch.Tensor:
     )
 
 
-def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
+def gradients(net: nn.Module, kind: str) -> dict[str, torch.Tensor]:
     """The mean over ranks of each gradient."""
     found = {}
     for name, p in net.named_parameters():
         if p.grad is not None:
             grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad.clone()
-            if not isinstance(p.grad, DTensor):
+            if not isinstance(p.grad, DTensor) and kind != "fsdp":
                 dist.all_reduce(grad)
                 grad /= dist.get_world_size()
             found[name.replace("_orig_mod.", "")] = grad
@@ -52,18 +48,24 @@ def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
 def different(name: str, system: SmallSystem, rank: int) -> list[str]:
     plain, sharded, compiled = system.net(), system.net(), system.net()
     batch, mesh = system.batch(rank), init_device_mesh("cpu", (2,))
-    scalars = {p for p in sharded.parameters() if p.ndim == 0}  # FSDP2 takes none: temperatures
-    for module in reversed(list(sharded.modules())):  # the innermost first; teachers as the model
-        if isinstance(module, (*UNITS, *system.units)):
-            fully_shard(module, mesh=mesh)
-    fully_shard(sharded, mesh=mesh, ignored_params=scalars)
+    sharded.leads_teachers = False
+    divided = Sharded(sharded, mesh)
     nets = {"plain": plain, "fsdp": sharded, "compile": torch.compile(compiled, backend="aot_eager")}
     losses, grads = {}, {}
     for kind, net in nets.items():
+        if kind == "fsdp":
+            net.update_teachers()
         loss = loss_of(net, batch)
         loss.backward()
-        losses[kind], grads[kind] = loss.detach(), gradients(net)
-    found = []
+        if kind == "fsdp":
+            divided.finish()
+        losses[kind], grads[kind] = loss.detach(), gradients(net, kind)
+    gathered = {
+        cls for module in sharded.modules() if isinstance(module, FSDPModule) for cls in type(module).__mro__
+    }
+    found = [
+        f"{name} does not gather {unit.__name__} on its own" for unit in system.units if unit not in gathered
+    ]
     for kind in ("fsdp", "compile"):
         if not torch.allclose(losses[kind], losses["plain"], rtol=1e-5, atol=1e-6):
             found.append(f"{name} {kind} loss {losses[kind]} {losses['plain']}")

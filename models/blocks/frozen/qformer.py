@@ -25,6 +25,8 @@ from vlpipe.models.blocks.text import TextEmbed
 class Layer(nn.Module):
     """Self-attention, cross-attention to the image in some layers, feed-forward of the queries; post-norm as in BERT."""
 
+    GATHERED_ALONE = False  # both sides use the steps inside of its attention (see `parallel.layers`)
+
     def __init__(
         self,
         width: int,

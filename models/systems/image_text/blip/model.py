@@ -232,15 +232,18 @@ class Blip(Model):
         copy.load_state_dict({name: value for name, value in self.state_dict().items() if name in wanted})
         return copy.requires_grad_(False)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`. The tokenizer is saved by its owner, into
-        `tokenizer/`.
+    def save(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Writes `config.json` and `model.safetensors`. The tokenizer is saved by its owner, into `tokenizer/`.
+
+        state: see `models.folder.save`.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         config = {"format": FORMAT, **dataclasses.asdict(self.config)}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        tensors = {
+            name: value.detach().cpu().contiguous() for name, value in (state or self.state_dict()).items()
+        }
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
     def export(self, folder: str | Path, kind: str | None = None, tokenizer: Any = None) -> None:
