@@ -1,4 +1,4 @@
 """What frozen models know of labels: linear probes, neighbours, learned prompts, retrieval by image, tables over sets.
 
-May import `classification`, `common`, `evaluate`, `inference`.
+May import `common`, `evaluate`, `inference`.
 """
