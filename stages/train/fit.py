@@ -207,6 +207,11 @@ def watch(run: Run) -> str:
 def write_result(run: Run, folder: Path) -> None:
     """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]."""
     save(run.net.model, folder)
+    if isinstance(run.recipe, Recipe) and run.recipe.keep_teachers:
+        for name, teacher in run.net.teachers.items():
+            save(teacher.copy, folder / "teachers" / name)
+            if run.loader.tokenizer is not None:
+                run.loader.tokenizer.save(folder / "teachers" / name / "tokenizer")
     if run.loader.tokenizer is not None:
         run.loader.tokenizer.save(folder / "tokenizer")
     (folder / "losses.json").write_text(json.dumps(run.rows))

@@ -200,6 +200,7 @@ class Recipe(Optimisation):
         "group_by_length",
         "balance_tokens",
         "copies",
+        "keep_teachers",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -210,6 +211,7 @@ class Recipe(Optimisation):
     teachers: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # name -> {use: "teachers:Ema", plus its parameters}; Itc makes one named `ema` if it is not here
+    keep_teachers: bool = False  # writes each teacher's copy as a model, to the artifact teachers/NAME
     model: dict[str, Any] | None = None
     init: Weights | None = (
         None  # start from these weights, and from their tokenizer unless `tokenizer` is set
