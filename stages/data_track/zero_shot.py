@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import ConfigDict
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import (
@@ -31,6 +31,7 @@ from vlpipe.stages.common.batches import (
     read_images,
 )
 from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.data_track.templates import list_problems, read_templates, shipped
 from vlpipe.stages.evaluate.heldout import need_heldout
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES
 from vlpipe.stages.fine_grained.items import Items
@@ -104,9 +105,10 @@ class Task:
         found = {self._of_word[word] for text in captions for word in self._said.findall(text.lower())}
         return found.pop() if len(found) == 1 else None
 
-    def prompts(self) -> list[list[str]]:
-        """Returns the prompts of each class."""
-        return [[template.replace("{}", name) for template in self.templates] for name in self.classes]
+    def prompts(self, templates: Sequence[str] = ()) -> list[list[str]]:
+        """Returns the prompts of each class. templates: instead of the task's own, if there are any."""
+        used = templates or self.templates
+        return [[template.replace("{}", name) for template in used] for name in self.classes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,20 +119,24 @@ class ZeroShot(RunsModel, GatherStage):
     mean_per_class: mean of the accuracies (top 1) of the classes that have an image. Ties are ranked by the order of the
     classes. Artifact items.parquet: 1 or 0 for each image, by its id, for `top1/TASK` and `top5/TASK`.
 
-    tasks: by name. source: `source` of the captions that say a class. Images without a class in any task are rejected
-    (filtered, `no_class`).
+    tasks: by name. template_list: name of a shipped list, of `templates.yaml`, or template_file: a text with a template
+    per line; of all tasks, instead of their own templates. source: `source` of the captions that say a class. Images
+    without a class in any task are rejected (filtered, `no_class`).
     """
 
     NAME: ClassVar[str] = "evaluate.zero_shot:ZeroShot"
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
+    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"template_list", "template_file"}
 
     model: Weights
     tasks: dict[str, Task]
     source: str = "human"
     batch_size: int = 64
     max_text_length: int = 30  # tokens, including those of start and end
+    template_list: str = ""
+    template_file: File | None = None
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need_heldout(inp, "data_track.zero_shot")
@@ -142,6 +148,9 @@ class ZeroShot(RunsModel, GatherStage):
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size) + self.worker_problems()
         problems += [] if self.tasks else ["tasks: wanted at least one"]
+        problems += list_problems(self.template_list)
+        if self.template_list and self.template_file is not None:
+            problems.append("set template_list or template_file, not both")
         return problems + [
             f"tasks.{name}: {text}" for name, task in self.tasks.items() for text in task.problems()
         ]
@@ -156,9 +165,12 @@ class ZeroShot(RunsModel, GatherStage):
         from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts
         from vlpipe.stages.common.model import load
 
+        templates = shipped().get(self.template_list, ())
+        if self.template_file is not None:
+            templates = tuple(read_templates(self.template_file.path))
         model = load(self.model, self.max_text_length, [EmbedsImages, EmbedsTexts], self.precision)
         classes = {
-            name: np.stack([class_vector(self._text_feats(prompts, model)) for prompts in task.prompts()])
+            name: np.stack([class_vector(self._text_feats(of, model)) for of in task.prompts(templates)])
             for name, task in self.tasks.items()
         }
         rejects: list[Reject] = []

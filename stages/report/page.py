@@ -13,6 +13,7 @@ from vlpipe.stages.report.gallery import gallery
 from vlpipe.stages.report.html import count, esc, seconds, without_secrets
 from vlpipe.stages.report.judges import judges
 from vlpipe.stages.report.limits import limits
+from vlpipe.stages.report.pictures import pictures
 from vlpipe.stages.report.texts import Texts, judged_texts, text_table
 from vlpipe.stages.report.view import RunView, StepView
 
@@ -57,6 +58,7 @@ def _sections(run: RunView) -> list[tuple[str, str]]:
         ("Funnel", funnel(run) if run.steps else ""),
         ("Texts and scores", "" if texts is None else _texts(texts)),
         ("Judges", judges(run)),
+        ("Pictures", pictures(run)),
         ("Gallery", gallery(run)),
         ("Losses", losses(run)),
         ("What limits", _limits(run)),

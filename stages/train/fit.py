@@ -222,10 +222,17 @@ def watch(run: Run) -> str:
 
 def write_result(run: Run, folder: Path) -> None:
     """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]. All ranks call it together."""
-    state = None if run.sharded is None else joined(run.net.model, gathered(run.net.model.state_dict()))
+    models = {folder: run.net.model}
+    if isinstance(run.recipe, Recipe) and run.recipe.keep_teachers:
+        models |= {folder / "teachers" / name: teacher.copy for name, teacher in run.net.teachers.items()}
+    for target, model in models.items():
+        state = None if run.sharded is None else joined(model, gathered(model.state_dict()))
+        if distributed.is_first():
+            save(model, target, state)
+            if target != folder and run.loader.tokenizer is not None:
+                run.loader.tokenizer.save(target / "tokenizer")
     if not distributed.is_first():
         return
-    save(run.net.model, folder, state)
     if run.loader.tokenizer is not None:
         run.loader.tokenizer.save(folder / "tokenizer")
     (folder / "losses.json").write_text(json.dumps(run.rows))

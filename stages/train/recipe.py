@@ -202,6 +202,7 @@ class Recipe(Optimisation):
         "balance_tokens",
         "copies",
         "mesh",
+        "keep_teachers",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -212,6 +213,7 @@ class Recipe(Optimisation):
     teachers: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # name -> {use: "teachers:Ema", plus its parameters}; Itc makes one named `ema` if it is not here
+    keep_teachers: bool = False  # writes each teacher's copy as a model, to the artifact teachers/NAME
     model: dict[str, Any] | None = None
     init: Weights | None = (
         None  # start from these weights, and from their tokenizer unless `tokenizer` is set
