@@ -50,6 +50,8 @@ FOLDERS = (
     "videos_eval",
     "flickr30k",
     "nlvr2",
+    "vcr",
+    "vcr1images",
 )
 KARPATHY = {
     "images": [
@@ -71,6 +73,8 @@ def test_it_can_be_planned(
         Path(chats).write_text("[]")
     for folder in FOLDERS:
         Path(folder).mkdir()
+    for part in ("train", "val"):
+        Path(f"vcr/{part}.jsonl").write_text("")
     for pairs in ("pairs.parquet", "heldout.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})

@@ -10,6 +10,7 @@ import torch
 
 from tests.models.small_system import ROWS, SmallSystem, small_systems
 from vlpipe.models import folder
+from vlpipe.models.downstream.chooser import JointChooser
 from vlpipe.models.downstream.classifier import JointClassifier
 from vlpipe.models.downstream.joint import SECOND, JointModel, pooled, tokens_of, unseen
 from vlpipe.models.interface.batch import Batch, Stream
@@ -107,6 +108,35 @@ def test_several_texts_of_an_image_are_as_each_alone(name: str) -> None:
     together = model.joint({"text": text, **images}, batch.same[:2], texts_per_image=2)
     each = {s: stream.rows(torch.tensor([0, 0, 1, 1])) for s, stream in images.items()}
     torch.testing.assert_close(together, model.joint({"text": text, **each}, batch.same))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_choices_of_each_system(name: str, tmp_path: Path) -> None:
+    """Scores do not depend on padding, and a choice that is not there has none."""
+    torch.manual_seed(0)
+    model = JointChooser(**spec_of(SYSTEMS[name])).eval()
+    batch = batch_of(SYSTEMS[name])
+    text = batch.streams["text"].data
+    ids, mask = text[:, None].repeat(1, 3, 1), torch.ones(ROWS, 3, text.shape[1], dtype=torch.bool)
+    ids[:, 1, 2:4], mask[0, 2] = 7, False
+
+    def scores(length: int) -> torch.Tensor:
+        shown = {s: v for s, v in batch.streams.items() if s != "text"}
+        kept = mask & (torch.arange(mask.shape[-1]) < 8)
+        choices = Stream(
+            ids[..., :length], kept[..., :length], {"segment": torch.zeros_like(ids[..., :length])}
+        )
+        out: torch.Tensor = Outputs(model, Batch({**shown, "choices": choices}, batch.same)).choice_scores
+        return out
+
+    found = scores(8)
+    assert found.shape == (ROWS, 3)
+    assert found.isneginf().tolist() == [[False, False, True], *[[False] * 3] * (ROWS - 1)]
+    torch.testing.assert_close(scores(10), found)
+    torch.testing.assert_close(found[1:, 0], found[1:, 2])  # the same text
+    assert not torch.allclose(found[:, 0], found[:, 1])
+    folder.save(model, tmp_path)
+    assert set(folder.load(tmp_path).streams()) == {*model.seen, "choices"}
 
 
 def test_what_is_not_seen_has_one_region_and_no_content() -> None:
