@@ -79,7 +79,7 @@ def test_it_can_be_planned(
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
     pq.write_table(judged, "truth.parquet")
-    for weights in ("detector", "dalle_encoder", "uniter"):
+    for weights in ("detector", "dalle_encoder", "uniter", "blip"):
         Path(weights).mkdir()
         save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     for weights in ("blip2-itm-vit-g", "opt-2.7b", "clip-vit-large-patch14-336", "vicuna-7b-v1.5"):
