@@ -145,7 +145,9 @@ def _class_for_file(source: str | Path, use: str | None) -> Any:
 def _shipped() -> list[type[Model]]:
     """Returns the model classes of the systems that have a layout: each module of a room of `layouts` names one."""
     package = importlib.import_module("vlpipe.models.layouts")
-    rooms = [f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__) if info.ispkg]
+    rooms = [
+        f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__) if info.ispkg
+    ]
     layouts = (i for room in rooms for i in pkgutil.iter_modules(importlib.import_module(room).__path__))
     found: list[type[Model]] = []
     for info in layouts:
