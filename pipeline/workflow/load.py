@@ -11,7 +11,6 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources as packaged
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +23,7 @@ from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.pipeline.workflow.compose import written_steps
 from vlpipe.pipeline.workflow.draft import DraftStep
 from vlpipe.pipeline.workflow.hf_hub import HUB_ID
+from vlpipe.pipeline.workflow.packaged import packaged_workflows
 from vlpipe.pipeline.workflow.params import (
     canonical,
     files_of,
@@ -88,8 +88,7 @@ def resolve_workflow(name_or_path: str) -> str:
     """
     if os.path.isfile(name_or_path):
         return name_or_path
-    own = {str(p.name).removesuffix(".yaml"): str(p) for p in packaged.files("vlpipe.workflows").iterdir()}
-    own = {name: path for name, path in own.items() if path.endswith(".yaml")}
+    own = packaged_workflows()
     name = name_or_path.removesuffix(".yaml")
     if name in own:
         return own[name]

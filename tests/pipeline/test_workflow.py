@@ -361,6 +361,15 @@ def test_packaged_workflows_resolve_by_name(tmp_path: Path, monkeypatch: pytest.
     )
 
 
+def test_packaged_workflows_of_folders_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "downstream").mkdir()
+    (tmp_path / "downstream/vqa.yaml").write_text("here")
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    assert resolve_workflow("downstream/vqa") == str(tmp_path / "downstream/vqa.yaml")
+
+
 def test_merge_keys_take_over_what_is_not_given(tmp_path: Path) -> None:
     from vlpipe.pipeline.workflow.yaml_lines import parse
 

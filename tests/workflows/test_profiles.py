@@ -18,7 +18,8 @@ from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.train.preflight import stand_in
 from vlpipe.stages.train.train import Train
 
-SHIPPED = sorted(Path(vlpipe.workflows.__path__[0]).glob("*.yaml"))
+FOLDER = Path(vlpipe.workflows.__path__[0])
+SHIPPED = sorted(FOLDER.rglob("*.yaml"))
 PLANNED_BY_THEIR_OWN_TESTS = (
     ("videobert", "paper"),
     ("bert_tasks", "paper"),
@@ -27,13 +28,20 @@ PLANNED_BY_THEIR_OWN_TESTS = (
     ("univl", "paper"),
 )  # need weights, and videos or tasks
 CASES = [
-    (path.name, profile)
+    (str(path.relative_to(FOLDER)), profile)
     for path in SHIPPED
     if path.name != "howto100m.yaml"  # needs the data set's lists: test_howto100m.py makes small ones
     for profile in (None, *(yaml.safe_load(path.read_text()).get("profiles") or ()))
     if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
-FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
+VQA = [f"v2_{kind}_{part}2014.json" for kind in ("OpenEnded_mscoco", "mscoco") for part in ("train", "val")]
+LINES = [f"{name}_{part}.jsonl" for name in ("snli_ve", "nlvr2") for part in ("train", "dev")]
+FILES = (
+    "captions_train2014.json",
+    "captions_val2014.json",
+    *VQA,
+    *LINES,
+)  # that a user of the profiles brings
 FOLDERS = (
     "train2014",
     "val2014",
@@ -43,6 +51,10 @@ FOLDERS = (
     "imagenet_val",
     "videos_train",
     "videos_eval",
+    "flickr30k",
+    "nlvr2",
+    "vcr",
+    "vcr1images",
 )
 KARPATHY = {
     "images": [
@@ -64,18 +76,20 @@ def test_it_can_be_planned(
         Path(chats).write_text("[]")
     for folder in FOLDERS:
         Path(folder).mkdir()
+    for part in ("train", "val"):
+        Path(f"vcr/{part}.jsonl").write_text("")
     for pairs in ("pairs.parquet", "heldout.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
     pq.write_table(judged, "truth.parquet")
-    for weights in ("detector", "dalle_encoder"):
+    for weights in ("detector", "dalle_encoder", "uniter", "blip"):
         Path(weights).mkdir()
         save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     for weights in ("blip2-itm-vit-g", "opt-2.7b", "clip-vit-large-patch14-336", "vicuna-7b-v1.5"):
         Tokenizer.train(["a dog"], 60).save(weights)
         save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")
-    workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
+    workflow = Workflow.load(str(FOLDER / name), profile=profile)
     stages = {step.name: step.stage for step in workflow.steps}
     for step in workflow.steps:
         if isinstance(step.stage, Train):
@@ -89,7 +103,7 @@ def test_the_paper_finetunes_the_model_after_capfilt(tmp_path: Path, monkeypatch
     Path("dataset_coco.json").write_text(json.dumps(KARPATHY))
     Path("coco").mkdir()
     pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), "pairs.parquet")
-    workflow = Workflow.load(str(SHIPPED[0].parent / "blip_capfilt.yaml"), profile="paper")
+    workflow = Workflow.load(str(FOLDER / "blip_capfilt.yaml"), profile="paper")
     stages = {step.name: step.stage for step in workflow.steps}
     for name, objectives in (("retriever", 2), ("captioner_after", 1)):
         found = stages[name]

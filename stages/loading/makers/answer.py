@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
@@ -34,7 +35,8 @@ class Answer(Maker):
         if self.num_answers < 1:
             raise ValueError(f"streams: num_answers must be at least 1, got {self.num_answers}")
 
-    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+    def labels_and_scores(self, row: Row, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Returns labels and scores (A,) of the answers to a question; A is 0 for a text that is no question."""
         found = [one for one in as_dicts(row.columns["answers"]) if one["question"] == text]
         if any(one["label"] is None for one in found):
             raise VlpipeError(f"row {row.id}: answers has a null label, wanted an id for each answer")
@@ -47,6 +49,10 @@ class Answer(Maker):
             )
         if wrong := [score for score in scores.tolist() if not 0 <= score < math.inf]:
             raise VlpipeError(f"row {row.id}: answers has a score {wrong[0]}, wanted finite scores from 0")
+        return labels, scores
+
+    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+        labels, scores = self.labels_and_scores(row, text)
         if not scores.sum():
             return {"data": np.int64(IGNORE)}
         return {"data": labels[rng.choice(len(labels), p=scores / scores.sum())]}

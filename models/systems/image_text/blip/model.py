@@ -32,6 +32,7 @@ from vlpipe.models.interface.capabilities import (
     PredictsNext,
     TextRules,
 )
+from vlpipe.models.interface.joint_capabilities import PoolsJointly
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.systems.image_text.blip.config import PARTS, TOKENS, BlipConfig, unknown_and_mask
@@ -130,6 +131,14 @@ class Blip(Model):
         assert text.mask is not None
         return self.match_logits(text.data, text.mask, tokens, rows)
 
+    def pooled(self, out: Outputs) -> Tensor:
+        """(B, Dt): position 0, [ENC], after the image; the matching head reads it."""
+        self._has("itm_head")
+        tokens, rows = out.unpaired("image_tokens", "image")
+        text = out.stream("text")
+        assert text.mask is not None
+        return self.text.match(_with_first(text.data, self.config.enc), text.mask, tokens, rows)[:, 0]
+
     def decoder_hidden(self, out: Outputs) -> Tensor:
         """(B, L, Dt): position t predicts the token at t + 1."""
         return self.decode_text(out.stream("text").data, out.image_tokens)
@@ -145,6 +154,7 @@ class Blip(Model):
         encoder, decoder, cross = PARTS[self.config.parts]
         has: dict[type, bool] = {
             Matches: encoder and cross,
+            PoolsJointly: encoder and cross,
             Generates: decoder,
             PredictsNext: decoder,
             EmbedsImages: encoder,
