@@ -143,11 +143,15 @@ def _class_for_file(source: str | Path, use: str | None) -> Any:
 
 
 def _shipped() -> list[type[Model]]:
-    """Returns the model classes of the systems that have a layout: each module of `layouts` but `table` names one."""
+    """Returns the model classes of the systems that have a layout: each module of a room of `layouts` names one."""
     package = importlib.import_module("vlpipe.models.layouts")
+    rooms = [info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg]
     found: list[type[Model]] = []
-    for info in pkgutil.iter_modules(package.__path__):
-        if full_name := full_module_name(info.name, BELOW):
+    for room in rooms:
+        for info in pkgutil.iter_modules([f"{path}/{room}" for path in package.__path__]):
+            full_name = full_module_name(f"{room}.{info.name}", BELOW)
+            if full_name is None:
+                continue
             module = importlib.import_module(full_name)
             found += [
                 value
