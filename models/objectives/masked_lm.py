@@ -43,11 +43,20 @@ class MaskedIds(Objective):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {self.LOSSES[0]: (self._targets(batch) != IGNORE).sum()}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        places = self._places(out)
+        return self.logits(out, places).float(), self._targets(out.batch).flatten()[places] != IGNORE
+
+    def _places(self, out: Outputs) -> Tensor:
+        """Returns the flat indices of the masked positions; of rows that do not match, too, whose loss is left out: to leave
+        out their places, a GPU would have to be waited for.
+        """
+        stream = out.stream(self.stream)
+        return stream.chosen("ids", stream.target["ids"] != IGNORE)
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         (name,), targets = self.LOSSES, self._targets(out.batch)
-        stream, masked = out.stream(self.stream), targets != IGNORE
-        # those of rows that do not match have no loss, but to leave them out a GPU would have to be waited for
-        places = stream.chosen("ids", stream.target["ids"] != IGNORE)
+        masked, places = targets != IGNORE, self._places(out)
         logits, true = self.logits(out, places).float(), targets.flatten()[places]
         total = self.total(out, logits, true, places)
         right = (logits.argmax(1) == true).sum().float()

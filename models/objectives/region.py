@@ -131,6 +131,11 @@ class RegionClass(RegionLoss):
         self.which, self.confidence = which, confidence
         self.LOSSES = (f"region_{which}",)
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        used, which = self._places(out, "masked" if self.divide_by == "masked" else "mask")
+        logits = out.model.predict_regions(out.region_hidden.flatten(0, 1)[used], self.which).float()
+        return logits, counted(out.stream(self.stream).extra[self.which].flatten()[used] >= 0, which)
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
         masked = regions.target["masked"]

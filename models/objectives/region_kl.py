@@ -40,6 +40,11 @@ class RegionKl(RegionLoss):
             raise ValueError(f"RegionKl: over_classes must be sum or mean, got {over_classes!r}")
         self.background, self.over_classes = background, over_classes
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        places, which = self._places(out, "masked")
+        logits = out.model.predict_regions(out.region_hidden.flatten(0, 1)[places], self.which).float()
+        return logits, torch.ones_like(places, dtype=torch.bool) if which is None else which
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
         places, which = self._places(out, "masked")

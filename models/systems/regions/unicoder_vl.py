@@ -62,7 +62,11 @@ class UnicoderVl(Model):
         assert text.mask is not None
         ids, mask = text.data, text.mask
         ends = ids.new_full((len(ids), 1), self.config.sep)
-        words = self.words(torch.cat([ids[:, :1], ends, ids[:, 1:]], dim=1))
+        embedded, end = self.words.words(ids), self.words.words(ends)
+        embedded = torch.cat([embedded[:, :1], end, embedded[:, 1:]], dim=1)
+        words = self.words(
+            torch.cat([ends, ids], dim=1), words=embedded
+        )  # only the number of these ids counts
         regions = self.regions(image, self.image_token)
         seen, num = seen_regions(image), image.data.shape[1]
         x = torch.cat([words[:, :1], regions, words[:, 1:]], dim=1)
