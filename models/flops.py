@@ -108,4 +108,6 @@ class FlopMeter:
                     self._say(f"TFLOP/s are not counted: {type(error).__name__}: {reason}")
                     self.total = None
                     return
-            self.total += self._per_sample[batch.task] * len(batch) * distributed.world_size()
+            spec = getattr(self._net, "adversarial", None)
+            passes = 1 if spec is None else spec.passes
+            self.total += self._per_sample[batch.task] * len(batch) * passes * distributed.world_size()

@@ -59,6 +59,13 @@ class Objective(nn.Module):
         """
         return {}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor] | None:
+        """Returns the logits (M, C) that the loss is of, and which of the M items it counts, (M,) bool.
+
+        None: the loss is of no distribution over classes. out: see `view`.
+        """
+        return None
+
     def forward(self, out: Outputs) -> Mapping[str, Term | Tensor]:
         """Returns name -> Term of each loss and diagnostic, or a scalar that is the same for every row. out: see `view`."""
         raise NotImplementedError

@@ -36,6 +36,9 @@ class Answer(Objective):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {"answer": (self._labels(batch) != IGNORE).sum()}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        return out.answer.float(), self._labels(out.batch) != IGNORE
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         labels, logits = self._labels(out.batch), out.answer.float()
         counted = labels != IGNORE

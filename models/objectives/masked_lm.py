@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlpipe.models.interface.batch import IGNORE, Batch, flat_places
+from vlpipe.models.interface.batch import IGNORE, Batch
 from vlpipe.models.interface.capabilities import FillsWords
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
@@ -31,7 +31,7 @@ class MaskedIds(Objective):
         raise NotImplementedError
 
     def total(self, out: Outputs, logits: Tensor, true: Tensor, places: Tensor) -> Tensor:
-        """Returns the loss, summed over the masked positions, of logits (M, V) and true ids (M,)."""
+        """Returns the loss, summed over the masked positions, of logits (M, V) and true ids (M,), IGNORE for no loss."""
         return F.cross_entropy(logits, true, reduction="sum")
 
     def _targets(self, batch: Batch) -> Tensor:
@@ -43,10 +43,20 @@ class MaskedIds(Objective):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {self.LOSSES[0]: (self._targets(batch) != IGNORE).sum()}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        places = self._places(out)
+        return self.logits(out, places).float(), self._targets(out.batch).flatten()[places] != IGNORE
+
+    def _places(self, out: Outputs) -> Tensor:
+        """Returns the flat indices of the masked positions; of rows that do not match, too, whose loss is left out: to leave
+        out their places, a GPU would have to be waited for.
+        """
+        stream = out.stream(self.stream)
+        return stream.chosen("ids", stream.target["ids"] != IGNORE)
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         (name,), targets = self.LOSSES, self._targets(out.batch)
-        masked = targets != IGNORE
-        places = flat_places(masked) if self.matched_only else out.stream(self.stream).chosen("ids", masked)
+        masked, places = targets != IGNORE, self._places(out)
         logits, true = self.logits(out, places).float(), targets.flatten()[places]
         total = self.total(out, logits, true, places)
         right = (logits.argmax(1) == true).sum().float()
@@ -97,9 +107,10 @@ class DistilledMaskedLm(MaskedLm):
         teacher = out.teacher(self.teacher)
         with torch.no_grad():
             soft = self.logits(teacher, places).float().softmax(1)
-        distilled = F.cross_entropy(logits, soft, reduction="sum")
+        each = F.cross_entropy(logits, soft, reduction="none")
         if self.kl:
-            distilled = distilled - torch.special.entr(soft).sum()
+            each = each - torch.special.entr(soft).sum(1)
+        distilled = (each * (true != IGNORE)).sum()
         alpha = ramped(self.alpha, self.alpha_ramp_epochs, out.batch.step.progress)
         return (1 - alpha) * super().total(out, logits, true, places) + alpha * distilled
 

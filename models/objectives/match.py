@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +20,10 @@ class Match(Objective):
 
     LOSSES = ("match",)
     NEEDS = (Matches,)
+
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        logits = out.match.float()
+        return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         labels, logits = match_labels(out.batch), out.match.float()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlpipe.models.interface.objective import Term
 from vlpipe.models.interface.outputs import Outputs
-from vlpipe.models.objectives.region import RegionLoss
+from vlpipe.models.objectives.region import RegionLoss, counted
 
 
 class RegionKl(RegionLoss):
@@ -33,15 +33,21 @@ class RegionKl(RegionLoss):
         background: bool = True,
         over_classes: Literal["sum", "mean"] = "sum",
         stream: str = "regions",
+        matched_only: bool = False,
     ) -> None:
-        super().__init__(divide_by="masked", stream=stream)
+        super().__init__(divide_by="masked", stream=stream, matched_only=matched_only)
         if over_classes not in ("sum", "mean"):
             raise ValueError(f"RegionKl: over_classes must be sum or mean, got {over_classes!r}")
         self.background, self.over_classes = background, over_classes
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        places, which = self._places(out, "masked")
+        logits = out.model.predict_regions(out.region_hidden.flatten(0, 1)[places], self.which).float()
+        return logits, torch.ones_like(places, dtype=torch.bool) if which is None else which
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
-        places = regions.chosen("masked", regions.target["masked"])
+        places, which = self._places(out, "masked")
         if "prob" not in regions.extra:
             raise ValueError(
                 f"RegionKl: the stream {self.stream!r} has no probabilities; set streams.{self.stream}.probs: true"
@@ -56,9 +62,12 @@ class RegionKl(RegionLoss):
         each = (torch.xlogy(wanted, wanted) - wanted * logits.log_softmax(1)).sum(1)
         if self.over_classes == "mean":
             each = each / wanted.shape[1]
-        right = (logits.argmax(1) == wanted.argmax(1)).sum().float()
-        count = self._count(regions)
-        return {"region_kl": Term(each.sum(), count), "region_kl_accuracy": Term(right, count)}
+        right = counted(logits.argmax(1) == wanted.argmax(1), which).sum().float()
+        count = self._count(out.batch)
+        return {
+            "region_kl": Term(counted(each, which).sum(), count),
+            "region_kl_accuracy": Term(right, count),
+        }
 
     def _wanted(self, prob: Tensor) -> Tensor:
         """Returns the detector's distributions, each of sum 1: as float16, what is stored is a little off."""

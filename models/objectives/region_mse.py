@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlpipe.models.interface.objective import Term
 from vlpipe.models.interface.outputs import Outputs
-from vlpipe.models.objectives.region import RegionLoss
+from vlpipe.models.objectives.region import RegionLoss, counted
 
 
 class RegionMse(RegionLoss):
@@ -17,12 +17,12 @@ class RegionMse(RegionLoss):
 
     LOSSES = ("region_mse",)
 
-    def __init__(self, *, stream: str = "regions") -> None:
-        super().__init__(divide_by="masked", stream=stream)
+    def __init__(self, *, stream: str = "regions", matched_only: bool = False) -> None:
+        super().__init__(divide_by="masked", stream=stream, matched_only=matched_only)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
-        places = regions.chosen("masked", regions.target["masked"])
+        places, which = self._places(out, "masked")
         predicted = out.model.predict_regions(out.region_hidden.flatten(0, 1)[places], "feat").float()
         each = (predicted - regions.target["feat"].flatten(0, 1)[places].float()).square().mean(1)
-        return {"region_mse": Term(each.sum(), self._count(regions))}
+        return {"region_mse": Term(counted(each, which).sum(), self._count(out.batch))}

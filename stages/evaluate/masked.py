@@ -20,6 +20,7 @@ from vlpipe.stages.common.row import RESULTS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vlpipe.models.interface.batch import Batch
     from vlpipe.models.interface.outputs import Outputs
     from vlpipe.models.tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ class MaskedAccuracy(GatherStage):
     NAME: ClassVar[str] = "evaluate.masked:MaskedAccuracy"
     VERSION: ClassVar[int] = 2  # 2: large JPEGs are decoded smaller
     ROWS_ARE: ClassVar[str] = "figures"
+    PARTNERS: ClassVar[tuple[str, ...]] = PARTNERS
     TORCH: ClassVar[bool] = True
 
     model: Weights
@@ -62,7 +64,6 @@ class MaskedAccuracy(GatherStage):
     def run(self, job: Job) -> None:
         import torch
 
-        from vlpipe.models.interface.outputs import Outputs
         from vlpipe.stages.common.model import load
         from vlpipe.stages.train.build import build_makers, build_views
         from vlpipe.stages.train.loader import Loader
@@ -90,16 +91,21 @@ class MaskedAccuracy(GatherStage):
             )
         groups = {name: ids_of(words, loaded.tokenizer) for name, words in self.words.items()}
         tally = Tally()
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
+        with loader.batches(0, device=loaded.device) as batches, torch.no_grad():
             for batch in islice(batches, num_batches):
                 for stream in self.corrupt:
-                    out = Outputs(loaded.model, batch, grad=False).view(stream)
-                    for partner in PARTNERS:
-                        for name, guess, truth in predictions(
-                            partnered(out, stream, partner), stream, groups
-                        ):
+                    for partner, out in self.seen(loaded.model, batch, stream):
+                        for name, guess, truth in predictions(out, stream, groups):
                             tally.add(name, partner, guess, truth)
-        job.emit(pa.Table.from_pylist(list(tally.results()), RESULTS))
+        job.emit(pa.Table.from_pylist(list(tally.results(self.PARTNERS)), RESULTS))
+
+    def seen(self, model: Any, batch: Batch, stream: str) -> Iterator[tuple[str, Outputs]]:
+        """Yields (partner, outputs) of the view in which `stream` is masked, for each of PARTNERS, first "true"."""
+        from vlpipe.models.interface.outputs import Outputs
+
+        out = Outputs(model, batch, grad=False).view(stream)
+        for partner in PARTNERS:
+            yield partner, partnered(out, stream, partner)
 
 
 def partnered(out: Outputs, stream: str, partner: str) -> Outputs:
@@ -155,11 +161,11 @@ class Tally:
         if partner == "true":
             self.truth[name].update(truth.tolist())
 
-    def results(self) -> Iterator[dict[str, Any]]:
+    def results(self, partners: Sequence[str] = PARTNERS) -> Iterator[dict[str, Any]]:
         """Yields rows of RESULTS; the value is null for a figure of no items."""
         for name, answers in self.truth.items():
             num = answers.total()
-            counts = {partner: self.right[name, partner] for partner in PARTNERS}
+            counts = {partner: self.right[name, partner] for partner in partners}
             counts["prior"] = max(answers.values(), default=0)
             for kind, count in counts.items():
                 yield {"name": f"{name}/{kind}", "value": count / num if num else None, "num_rows": num}

@@ -10,6 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from vlpipe.models.adversarial.config import Adversarial
+from vlpipe.models.adversarial.losses import perturbed_counts, perturbed_losses, perturbed_values
+from vlpipe.models.adversarial.perturb import Perturbations
 from vlpipe.models.build import build, find
 from vlpipe.models.folder import copy_part, load
 from vlpipe.models.interface.batch import Batch
@@ -54,8 +57,10 @@ class Net(nn.Module):
         objectives: Sequence[tuple[float, str, Objective]],
         teachers: Mapping[str, Ema] | None = None,
         tasks: Routes | None = None,
+        adversarial: Adversarial | None = None,
     ) -> None:
         super().__init__()
+        self.adversarial = adversarial
         self.tasks = tasks or {"": [(view, i) for i, (_, view, _) in enumerate(objectives)]}
         self.model = model
         self.teachers = nn.ModuleDict(teachers or {})
@@ -77,6 +82,8 @@ class Net(nn.Module):
         self.leads_teachers = (
             True  # False: who calls this lets teachers follow, before the first pass of a step
         )
+        if adversarial is not None:
+            self.losses |= perturbed_losses(self.losses, self.all_objectives(), adversarial)
         self.constrain()
 
     def forward(
@@ -84,16 +91,22 @@ class Net(nn.Module):
         batch: Batch,
         feature_grads: Mapping[tuple[str, str], Tensor] | None = None,
         features: Sequence[tuple[str, str]] = (),
+        perturbations: Perturbations | None = None,
     ) -> Any:
         """Returns name -> Term of each loss and diagnostic, or a scalar. Teachers follow the model once per step.
 
         feature_grads: (view, feature) -> gradient of the losses of the whole batch (see `gradients`). Those losses are left
         out then, and the value SURROGATE, a scalar with that gradient, is added.
         features: (view, feature) of those that are returned, in a list, in place of losses.
+        perturbations: the losses with these are added, and their KL to the predictions without, see `adversarial.config`.
         """
         if features:
             out = self.outputs(batch)
             return [out.view(view).feature(name) for view, name in features]
+        if perturbations is not None:
+            if batch.step.micro == 0 and self.leads_teachers and not perturbations.deltas:
+                self.update_teachers()
+            return perturbed_values(self, batch, self.active(batch.task), perturbations)
         if feature_grads is None:
             if batch.step.micro == 0 and self.leads_teachers:
                 self.update_teachers()
@@ -154,6 +167,8 @@ class Net(nn.Module):
         for view, objective in self.active(batch.task):
             found |= dict.fromkeys(objective.LOSSES, float(len(batch)))
             found |= objective.counts(batch.view(view))
+        if self.adversarial is not None:
+            found |= perturbed_counts(found, self.adversarial, batch.step.number)
         return found
 
     def constrain(self) -> None:
@@ -340,7 +355,8 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
             teacher, dot, _ = feature.partition(".")
             if dot and teacher not in teachers:
                 teachers[teacher] = Ema(**objective.TEACHER)
-    net = Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
+    tasks = build_tasks(recipe, objectives)
+    net = Net(model, objectives, teachers, tasks, recipe.adversarial).train()
     if recipe.accumulate > 1:
         _need_no_batch_norm(net)
     if recipe.balance_tokens and recipe.num_workers > 1:

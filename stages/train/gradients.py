@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlpipe.models import distributed
+from vlpipe.models.adversarial.perturb import Perturbations
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
@@ -37,6 +38,8 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
         run.join_ranks(batches[0])
     if run.sharded is not None:
         run.net.update_teachers()  # inside of the forward pass they would follow gathered weights, which are freed
+    if getattr(run.recipe, "adversarial", None) is not None:
+        return _accumulate_perturbed(run, batches)
     cached = cached_objectives(run, batches[0]) if len(batches) > 1 else []
     if cached:
         return _accumulate_cached(run, batches, cached)
@@ -55,6 +58,29 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
 def _finish(run: Run) -> None:
     if run.sharded is not None:
         run.sharded.finish()
+
+
+def _accumulate_perturbed(run: Run, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Adversarial training (Gan et al. 2020, https://arxiv.org/abs/2006.06195, algorithm 1): the mean of the gradients of
+    `steps` passes, between which the perturbations of a micro-batch move.
+    """
+    spec = run.recipe.adversarial  # type: ignore[attr-defined]
+    counts = None if len(batches) == 1 else _step_counts(run, batches)
+    values: dict[str, Tensor] = {}
+    for micro, batch in enumerate(batches):
+        perturbations = Perturbations(run.net.model, spec)
+        for ascent in range(spec.steps):
+            is_last = ascent == spec.steps - 1
+            with _synchronised(run, is_last=is_last and micro == len(batches) - 1):
+                with run.autocast():
+                    found = run.parallel(batch, perturbations=perturbations)
+                parts = _contributions(run, found, counts, len(batches))
+                parts = {name: part / spec.steps for name, part in parts.items()}
+                torch.autograd.backward(run.scaler.scale(parts["loss"]))
+            if not is_last:
+                perturbations.ascend()
+            _add(values, parts)
+    return values
 
 
 def cached_objectives(run: Run, batch: Any) -> list[tuple[str, Objective]]:

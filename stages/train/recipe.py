@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict
 
+from vlpipe.models.adversarial.config import Adversarial
 from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.pipeline.files import File, Weights
@@ -203,6 +204,7 @@ class Recipe(Optimisation):
         "copies",
         "mesh",
         "keep_teachers",
+        "adversarial",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -210,6 +212,8 @@ class Recipe(Optimisation):
     objectives: list[str | dict[str, Any]]
     # Tasks: each optimiser step runs one, drawn by its weight (UNITER); without any, each step runs all objectives.
     tasks: dict[str, Task] = field(default_factory=dict)
+    # Perturbed inputs, beside those as they are (VILLA); needs losses whose SCOPE is "sample".
+    adversarial: Adversarial | None = None
     teachers: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # name -> {use: "teachers:Ema", plus its parameters}; Itc makes one named `ema` if it is not here
@@ -308,6 +312,8 @@ class Recipe(Optimisation):
             )
         if self.find_unused_parameters is not None:
             found.append("mesh: find_unused_parameters is for DistributedDataParallel; remove it")
+        if self.adversarial is not None:
+            found.append("mesh: adversarial training perturbs whole embeddings; remove `mesh` or `adversarial`")
         if self.mesh.tensor > 1 and self.compile:
             found.append("mesh: compile: true does not go with `tensor`; set compile: false")
         return found
@@ -326,6 +332,7 @@ class Recipe(Optimisation):
                 )
                 for short, (stream, parameter) in SHORT.items()
             ),
+            *(self.adversarial.problems() if self.adversarial else ()),
             (not self.objectives, 'objectives must have at least one entry, such as "lm:Lm"'),
             (
                 self.model is None and self.init is None,
