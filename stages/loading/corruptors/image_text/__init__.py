@@ -1,0 +1,1 @@
+"""Corruptors of single systems of images and texts. May import `common`, `loading` and the corruptors beside this folder."""
