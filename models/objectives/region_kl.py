@@ -33,15 +33,16 @@ class RegionKl(RegionLoss):
         background: bool = True,
         over_classes: Literal["sum", "mean"] = "sum",
         stream: str = "regions",
+        matched_only: bool = False,
     ) -> None:
-        super().__init__(divide_by="masked", stream=stream)
+        super().__init__(divide_by="masked", stream=stream, matched_only=matched_only)
         if over_classes not in ("sum", "mean"):
             raise ValueError(f"RegionKl: over_classes must be sum or mean, got {over_classes!r}")
         self.background, self.over_classes = background, over_classes
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
-        places = regions.chosen("masked", regions.target["masked"])
+        places = self._places(out, "masked")
         if "prob" not in regions.extra:
             raise ValueError(
                 f"RegionKl: the stream {self.stream!r} has no probabilities; set streams.{self.stream}.probs: true"
@@ -57,7 +58,7 @@ class RegionKl(RegionLoss):
         if self.over_classes == "mean":
             each = each / wanted.shape[1]
         right = (logits.argmax(1) == wanted.argmax(1)).sum().float()
-        count = self._count(regions)
+        count = self._count(out.batch)
         return {"region_kl": Term(each.sum(), count), "region_kl_accuracy": Term(right, count)}
 
     def _wanted(self, prob: Tensor) -> Tensor:

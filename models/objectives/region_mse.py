@@ -17,12 +17,12 @@ class RegionMse(RegionLoss):
 
     LOSSES = ("region_mse",)
 
-    def __init__(self, *, stream: str = "regions") -> None:
-        super().__init__(divide_by="masked", stream=stream)
+    def __init__(self, *, stream: str = "regions", matched_only: bool = False) -> None:
+        super().__init__(divide_by="masked", stream=stream, matched_only=matched_only)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
-        places = regions.chosen("masked", regions.target["masked"])
+        places = self._places(out, "masked")
         predicted = out.model.predict_regions(out.region_hidden.flatten(0, 1)[places], "feat").float()
         each = (predicted - regions.target["feat"].flatten(0, 1)[places].float()).square().mean(1)
-        return {"region_mse": Term(each.sum(), self._count(regions))}
+        return {"region_mse": Term(each.sum(), self._count(out.batch))}

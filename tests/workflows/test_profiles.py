@@ -61,7 +61,7 @@ def test_it_can_be_planned(
         Path(chats).write_text("[]")
     for folder in FOLDERS:
         Path(folder).mkdir()
-    for pairs in ("pairs.parquet", "heldout.parquet"):
+    for pairs in ("pairs.parquet", "heldout.parquet", "lait.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
     pq.write_table(judged, "truth.parquet")
