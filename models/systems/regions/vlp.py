@@ -5,7 +5,6 @@ Zhou et al. 2019, https://arxiv.org/abs/1909.11059.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.attention import attend
-from vlpipe.models.blocks.cache import Cache
+from vlpipe.models.blocks.cache import SourceCache
 from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
 from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import TextEmbed
@@ -25,16 +24,6 @@ from vlpipe.models.interface.outputs import Outputs
 BOTH_WAYS, LEFT = (0, 1), (4, 5)  # segments of source and caption under each attention mask; UniLM's
 
 
-@dataclass
-class RegionCache(Cache):
-    """As `Cache`, of captions of regions. seen: (B, S) bool, the source's positions that are not padding."""
-
-    seen: Tensor | None = None
-
-    def tensors(self) -> list[Tensor]:
-        return [*super().tensors(), *([] if self.seen is None else [self.seen])]
-
-
 class Vlp(Model):
     """Defaults are those of UniLM-base, from which VLP starts. Reads `[CLS] regions [SEP]`, the source, then `words [SEP]`.
 
@@ -43,12 +32,9 @@ class Vlp(Model):
     The others, and all without it, have the bidirectional mask. `sep` is the tokenizer's [SEP]; `mask`, its mask token.
 
     A region's feature goes through two layers; in place of a position it has a layer of the normed x1, y1, x2, y2, area and
-    confidence beside the normed `num_objects` + 1 probabilities of its class. Words count their positions without regions,
-    which differs from the released code by a constant, as all images have 100 regions there.
-
+    confidence beside the normed `num_objects` + 1 probabilities of its class. Words count their positions without regions.
     A caption is written as in the paper: [MASK] after the words so far, which are never recomputed, predicts the next.
-    `decoder_hidden` is the same for all words of a caption at once, `image_tokens` (B, R, width + 1) the embedded regions,
-    and 1 for those that are not padding.
+    `image_tokens` (B, R, width + 1): the embedded regions, and 1 for those that are not padding.
     """
 
     STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
@@ -75,9 +61,8 @@ class Vlp(Model):
         super().__init__()
         self.dropout = dropout
         self.words = TextEmbed(vocab_size, max_text_length + 2, width, num_types=6, dropout=dropout)
-        self.feat = nn.Sequential(
-            nn.Linear(feat_dim, feat_dim), nn.ReLU(), nn.Linear(feat_dim, width), nn.ReLU()
-        )
+        first, second = nn.Linear(feat_dim, feat_dim), nn.Linear(feat_dim, width)
+        self.feat = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.place = nn.Sequential(nn.Linear(6 + num_objects + 1, width), nn.ReLU())
         self.blocks = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
@@ -89,9 +74,8 @@ class Vlp(Model):
         return specs
 
     def image_tokens(self, out: Outputs) -> Tensor:
-        image = out.stream("regions")
-        tokens = self._regions(image)
-        return torch.cat([tokens, seen_regions(image)[..., None].to(tokens)], dim=-1)
+        tokens, seen = self._regions(out.stream("regions")), seen_regions(out.stream("regions"))
+        return torch.cat([tokens, seen[..., None].to(tokens)], dim=-1)
 
     def _regions(self, image: Stream) -> Tensor:
         if "prob" not in image.extra:
@@ -160,8 +144,7 @@ class Vlp(Model):
     def predict_words(self, hidden: Tensor) -> Tensor:
         return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        return self.predict_words(hidden)
+    predict = predict_words
 
     def decoder_hidden(self, out: Outputs) -> Tensor:
         ids = out.stream("text").data.clone()
@@ -174,11 +157,11 @@ class Vlp(Model):
         never = {k for k in (c.start, c.pad, c.unk, c.mask) if k is not None}
         return TextRules(c.sep, c.sep, sorted(never - {c.sep}), c.max_text_length)
 
-    def start_text(self, images: Tensor, room: int, repeats: int = 1) -> RegionCache:
+    def start_text(self, images: Tensor, room: int, repeats: int = 1) -> SourceCache:
         """Reads `[CLS] regions [SEP]`. The first id of `step_text` is this [SEP]."""
         assert self.words.types is not None
         x, seen = self._source(images, self.words.types.weight[LEFT[0]])
-        cache, mask = RegionCache(room), seen[:, None, None, :]
+        cache, mask = SourceCache(room), seen[:, None, None, :]
         for block in self.blocks:
             assert isinstance(block, PostNormLayer)
             _, k, v = block.attention._qkv(x)
@@ -193,21 +176,19 @@ class Vlp(Model):
         is_first = not cache.own
         asked, ids = ids.shape[1], ids[:, 1:] if is_first else ids
         num, table = ids.shape[1], self.words.positions.weight
-        of_words = cache.positions(table[2:], num)
-        of_masks = cache.positions(table[2 if is_first else 3 :], asked)
+        places = [cache.positions(table[2:], num), cache.positions(table[2 if is_first else 3 :], asked)]
         masks = self.words.words.weight[self.config.mask].expand(len(ids), asked, -1)
         words = torch.cat([self.words.words(ids), masks], dim=1)
-        x = self._embedded(words, torch.cat([of_words, of_masks]), self.words.types.weight[LEFT[1]])
+        x = self._embedded(words, torch.cat(places), self.words.types.weight[LEFT[1]])
         own = torch.eye(asked, dtype=torch.bool, device=x.device)
         for i, block in enumerate(self.blocks):
             assert isinstance(block, PostNormLayer)
             q, k, v = block.attention._qkv(x)
             keys, values, before = cache.put(i, k[:, :, :num], v[:, :, :num])
-            if is_first:  # the first [MASK] follows the source alone
-                of_mask = torch.cat([before.new_zeros(1, before.shape[1]), before])
-            else:
-                of_mask = before
-            rows = torch.cat([F.pad(before, (0, asked)), torch.cat([of_mask, own], dim=1)])
+            of_masks = F.pad(
+                before, (0, 0, asked - num, 0)
+            )  # the first [MASK] of all follows the source alone
+            rows = torch.cat([F.pad(before, (0, asked)), torch.cat([of_masks, own], dim=1)])
             seen = cache.seen[:, None, None, :].expand(-1, 1, len(rows), -1)
             allowed = torch.cat([seen, rows.expand(len(seen), 1, -1, -1)], dim=-1)
             source_k, source_v = cache.image[i]
