@@ -78,3 +78,16 @@ class Cache:
             raise ValueError("a cache that is kept for compiled steps got a batch of another shape")
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)
+
+
+@dataclass
+class SourceCache(Cache):
+    """As `Cache`, of texts that continue a source, whose keys and values are `image`.
+
+    seen: (B, S) bool, the source's positions that are not padding.
+    """
+
+    seen: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), *([] if self.seen is None else [self.seen])]

@@ -52,7 +52,7 @@ def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int, sampling_
     """
     width = length / bins  # of a bin
     num = torch.full_like(start, sampling_ratio) if sampling_ratio else width.ceil()
-    most = int(num.max()) if len(num) else 0
+    most = sampling_ratio or (int(num.max()) if len(num) else 0)
     sample = torch.arange(most, device=start.device, dtype=start.dtype)
     at = torch.arange(bins, device=start.device, dtype=start.dtype)
     inside = (sample + 0.5) / num.clamp(min=1)[:, None]  # (N, S)
@@ -150,3 +150,22 @@ def _level(length: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     powers = 1 << torch.arange(levels, device=length.device)
     exponent = (length[..., None] >= powers).sum(-1).clamp(min=1) - 1
     return exponent, powers[exponent]
+
+
+def roi_align_images(maps: Tensor, boxes: Tensor, bins: int, scale: float, sampling_ratio: int = 2) -> Tensor:
+    """`roi_align` of several images with equally many regions: (B, C, H, W), (B, R, 4) -> (B, R, C, bins, bins).
+
+    sampling_ratio: at least 1; with as many samples everywhere, no step waits for the device. Raises ValueError for 0.
+    """
+    if sampling_ratio < 1:
+        raise ValueError(f"roi_align_images: sampling_ratio must be at least 1, got {sampling_ratio}")
+    flat = boxes.flatten(0, 1)
+    low, sides = flat[:, :2] * scale - 0.5, (flat[:, 2:] - flat[:, :2]) * scale
+    across, down = (
+        _axis_weights(low[:, k], sides[:, k], maps.shape[3 - k], bins, sampling_ratio)
+        .to(maps.dtype)
+        .unflatten(0, boxes.shape[:2])
+        for k in (0, 1)
+    )
+    rows = torch.einsum("brph,bchw->brpcw", down, maps)
+    return torch.einsum("brpcw,brqw->brcpq", rows, across)

@@ -72,13 +72,14 @@ def test_it_can_be_planned(
     for file in FILES:
         Path(file).write_text(json.dumps({"images": [], "annotations": []}))
     Path("dataset_coco.json").write_text(json.dumps(KARPATHY))
+    Path("vocab.txt").write_text("dog\n")
     for chats in ("llava_v1_5_mix665k.json", "llava_heldout.json", "blip_laion_cc_sbu_558k.json"):
         Path(chats).write_text("[]")
     for folder in FOLDERS:
         Path(folder).mkdir()
     for part in ("train", "val"):
         Path(f"vcr/{part}.jsonl").write_text("")
-    for pairs in ("pairs.parquet", "heldout.parquet"):
+    for pairs in ("pairs.parquet", "heldout.parquet", "lait.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
     pq.write_table(judged, "truth.parquet")

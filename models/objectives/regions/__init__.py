@@ -1,0 +1,1 @@
+"""Objectives on regions of single systems; those that several share are a level above."""
