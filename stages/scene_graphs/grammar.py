@@ -2,10 +2,10 @@
 
 Rules, applied from left to right in one pass, so that time is linear in the length of the text:
 
-1. A run of words of no closed class is a noun phrase. Its last word is an OBJECT; the words before it are its ATTRIBUTES,
-   and so are adjectives before "and" or a comma ("a black and white dog").
-2. A run of adjectives alone is an object after a determiner or a relation ("on white"), and else says something of the object
-   before it ("the dog is black").
+1. A run of words of no closed class is a noun phrase. Its last word is an OBJECT; those before it are ATTRIBUTES, and
+   so are adjectives before "and" or a comma ("a black and white dog").
+2. A run of adjectives alone is an object after a determiner or a relation ("on white"), and else says something of the
+   object before it ("the dog is black").
 3. A preposition, a verb, or a verb and its preposition ("sitting on") is a RELATION of the nearest object before it to
    the nearest after it, within a sentence. Words of place between prepositions are part of it ("on the left side of").
 4. A preposition and words of place alone ("at top left") are an attribute of the object before them; at the start of a
