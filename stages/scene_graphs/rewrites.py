@@ -36,8 +36,8 @@ class Rewrites(MapStage):
     another node of the same kind. Kinds take turns; what else a text says stays.
 
     words: of `scene_graphs.words:SceneWords`. same: groups of words that mean the same, such as [circle, disc], none of
-    which replaces another. classes: groups whose words replace each other alone, such as [red, green, blue]; a word in none is
-    replaced by one in none. A new word is never one that some text of the row says. How texts are rewritten depends
+    which replaces another. classes: groups whose words replace each other alone, such as [red, green, blue]; a word in none
+    is replaced by one in none. A new word is never one that some text of the row says. How texts are rewritten depends
     only on `seed`, the row's id and its texts. Texts without a node that can be replaced get fewer. Counts: of each kind.
     """
 

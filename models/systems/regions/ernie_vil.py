@@ -13,42 +13,16 @@ from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import (
     INIT_STD,
-    NORM_EPS,
     CrossAttention,
     FeedForward,
     PostNormLayer,
     Transform,
     init_bert,
 )
+from vlpipe.models.blocks.regions import WholeRegionEmbed, shown
 from vlpipe.models.blocks.text import Pooler, TextEmbed
-from vlpipe.models.interface.batch import Stream
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
-
-
-class ImageEmbed(nn.Module):
-    """Regions -> (B, 1 + R, width): the norm of projected feature and place, after dropout; the first is the whole image.
-
-    Its feature is the mean of those regions that are not masked, its box all of the image.
-    """
-
-    def __init__(self, feat_dim: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.feat, self.box = nn.Linear(feat_dim, width), nn.Linear(5, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-    def forward(self, regions: Stream, seen: Tensor) -> Tensor:
-        """seen: (B, R) bool, regions that are no padding."""
-        shown = seen & ~regions.target["masked"] if "masked" in regions.target else seen
-        weight = shown.to(regions.data)[..., None]
-        whole = (regions.data * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        corners = regions.extra["box"]
-        area = (corners[..., 2:] - corners[..., :2]).prod(-1, keepdim=True)
-        boxes = torch.cat([corners, area], -1)  # x1, y1, x2, y2, area
-        all_of_it = boxes.new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(len(boxes), 1, 5)
-        feats, places = torch.cat([whole, regions.data], 1), torch.cat([all_of_it, boxes], 1)
-        return F.dropout(self.norm(self.feat(feats) + self.box(places)), self.dropout, self.training)
 
 
 class Bridge(nn.Module):
@@ -99,7 +73,7 @@ class ErnieVil(Model):
         if layers < image_layers:
             raise ValueError(f"ErnieVil: layers must be at least image_layers = {image_layers}, got {layers}")
         self.words = TextEmbed(vocab_size, max_text_length, width, num_types=2, dropout=dropout)
-        self.regions = ImageEmbed(feat_dim, image_width, dropout)
+        self.regions = WholeRegionEmbed(feat_dim, image_width, dropout)
         self.language = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.vision = nn.ModuleList(
             PostNormLayer(image_width, image_heads, dropout, image_width) for _ in range(image_layers)
@@ -126,7 +100,10 @@ class ErnieVil(Model):
         if seen is None:
             seen = torch.ones(stream.data.shape[:2], dtype=torch.bool, device=stream.data.device)
         word_keys, image_keys = text.mask[:, None, None, :], F.pad(seen, (1, 0), value=True)[:, None, None, :]
-        words, image = self.words(text.data, text.extra.get("segment")), self.regions(stream, seen)
+        words, image = (
+            self.words(text.data, text.extra.get("segment")),
+            self.regions(stream.data, stream.extra["box"], shown(stream.target.get("masked"), seen)),
+        )
         alone = len(self.language) - len(self.vision)
         for layer in self.language[:alone]:
             words = layer(words, word_keys)
