@@ -18,9 +18,11 @@ from vlpipe.models.objectives.itc import ramped
 class MaskedIds(Objective):
     """Base of losses on masked ids of one stream: cross entropy per masked id in nats, and the accuracy as a diagnostic.
 
-    stream: the stream whose target["ids"] a corruptor recorded. matched_only: leave out rows that the view's `mismatch`
+    stream: the stream whose target[TARGET] a corruptor recorded. matched_only: leave out rows that the view's `mismatch`
     paired wrongly (ViLBERT, Unicoder-VL).
     """
+
+    TARGET = "ids"
 
     def __init__(self, *, stream: str, matched_only: bool = False) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class MaskedIds(Objective):
         return F.cross_entropy(logits, true, reduction="sum")
 
     def _targets(self, batch: Batch) -> Tensor:
-        targets = batch.stream(self.stream).target["ids"]
+        targets = batch.stream(self.stream).target[self.TARGET]
         if self.matched_only:
             targets = targets.masked_fill(match_labels(batch)[:, None] == 0, IGNORE)
         return targets
@@ -52,7 +54,7 @@ class MaskedIds(Objective):
         out their places, a GPU would have to be waited for.
         """
         stream = out.stream(self.stream)
-        return stream.chosen("ids", stream.target["ids"] != IGNORE)
+        return stream.chosen(self.TARGET, stream.target[self.TARGET] != IGNORE)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         (name,), targets = self.LOSSES, self._targets(out.batch)

@@ -44,6 +44,12 @@ class MaskText:
     ) -> tuple[Ints, Ints]:
         chosen = self._choose(words, rng)
         target = np.where(chosen, ids, IGNORE)
+        return self._replaced(ids, chosen, rng, tokenizer), target
+
+    def _replaced(
+        self, ids: Ints, chosen: npt.NDArray[np.bool_], rng: np.random.Generator, tokenizer: object
+    ) -> Ints:
+        """Returns the ids with chosen ones masked, replaced or left, by the shares of `split`."""
         ids = ids.copy()
         at = np.flatnonzero(chosen)
         draws = rng.random(len(at))
@@ -54,7 +60,7 @@ class MaskText:
             tokenizer.mask,  # type: ignore[attr-defined]
             np.where(draws < mask + other, random_ids, ids[at]),
         )
-        return ids, target
+        return ids
 
     def _choose(self, words: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         units = words if self.whole_words else np.where(words >= 0, np.arange(len(words)), -1)

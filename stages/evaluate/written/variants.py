@@ -1,0 +1,100 @@
+"""Measures whether a model tells a sample's text from false rewrites of it, with its image and with another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.stages.common.row import RESULTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlpipe.models.interface.outputs import Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantAccuracy(GatherStage):
+    """Emits `variants/true` and `variants/shuffled` (RESULTS): how often a positive text scores best among all variants
+    of a sample, with its image and with that of the next sample of the batch; and `variants/chance`, of a draw.
+
+    streams: parameters of makers, such as {variants: {negatives: {rewrites: 3}}} (`language.variants:Variants`). The model
+    has `variant_scores` (UNIMO). Samples without a negative are not counted; those that do not fill a last batch are left
+    out.
+    """
+
+    NAME: ClassVar[str] = "evaluate.written.variants:VariantAccuracy"
+    ROWS_ARE: ClassVar[str] = "figures"
+    TORCH: ClassVar[bool] = True
+
+    model: Weights
+    streams: dict[str, dict[str, Any]] = field(default_factory=dict)
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    seed: int = 0
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "evaluate.written.variants", id=pa.string())
+        return RESULTS
+
+    def run(self, job: Job) -> None:
+        import torch
+
+        from vlpipe.models.interface.capabilities import need as need_of_model
+        from vlpipe.models.interface.outputs import Outputs
+        from vlpipe.models.objectives.pairs.variants import ScoresVariants
+        from vlpipe.stages.common.model import load
+        from vlpipe.stages.evaluate.masked import PARTNERS, partnered
+        from vlpipe.stages.train.build import build_makers
+        from vlpipe.stages.train.loader import Loader
+        from vlpipe.stages.train.recipe import Recipe
+
+        loaded = load(self.model)
+        need_of_model(loaded.model, [ScoresVariants], "evaluate.written.variants")
+        window = 4 * self.batch_size
+        recipe = Recipe(
+            objectives=[],
+            streams=self.streams,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            shuffle_window=window,
+        )
+        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
+        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers)
+        num_batches = loader.samples_per_epoch // self.batch_size
+        right, chance, num = dict.fromkeys(PARTNERS, 0), 0.0, 0
+        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
+            for batch in islice(batches, num_batches):
+                out = Outputs(loaded.model, batch, grad=False)
+                for partner in PARTNERS:
+                    hits, chances = best_is_positive(partnered(out, "variants", partner))
+                    right[partner] += int(hits.sum())
+                num, chance = num + len(chances), chance + float(chances.sum())
+        if not num:
+            raise VlpipeError(
+                f"evaluate.written.variants: none of {num_batches} batches of {self.batch_size} samples has a negative; "
+                "set streams.variants.negatives"
+            )
+        figures = {f"variants/{name}": value / num for name, value in right.items()}
+        figures["variants/chance"] = chance / num
+        rows_of = [{"name": name, "value": value, "num_rows": num} for name, value in figures.items()]
+        job.emit(pa.Table.from_pylist(rows_of, RESULTS))
+
+
+def best_is_positive(out: Outputs) -> tuple[Tensor, Tensor]:
+    """Returns (whether the best variant is positive, share of positives), of the samples with a negative variant."""
+    import torch
+
+    extra = out.stream("variants").extra
+    there, positive = extra["there"], extra["positive"] & extra["there"]
+    counted = (there & ~positive).any(1)
+    best = out.variant_scores.masked_fill(~there, -torch.inf).argmax(1, keepdim=True)
+    share = positive.sum(1) / there.sum(1)
+    return positive.gather(1, best)[counted, 0], share[counted]
