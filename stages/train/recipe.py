@@ -313,7 +313,9 @@ class Recipe(Optimisation):
         if self.find_unused_parameters is not None:
             found.append("mesh: find_unused_parameters is for DistributedDataParallel; remove it")
         if self.adversarial is not None:
-            found.append("mesh: adversarial training perturbs whole embeddings; remove `mesh` or `adversarial`")
+            found.append(
+                "mesh: adversarial training perturbs whole embeddings; remove `mesh` or `adversarial`"
+            )
         if self.mesh.tensor > 1 and self.compile:
             found.append("mesh: compile: true does not go with `tensor`; set compile: false")
         return found
