@@ -14,6 +14,8 @@ HERE = Path(__file__).parent
 # Small networks on shared cores: threads that wait for each other cost more than they compute. Steps set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# MKL's results then do not depend on a row's place in its batch; read at its first use in a process.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 # Tests start hundreds of processes; each would compile the package anew, as would each process of pytest the tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

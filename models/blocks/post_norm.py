@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -140,6 +142,24 @@ class PostNormLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         out: Tensor = self.feed_forward(self.attention(x, mask))
+        return out
+
+
+Joined = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class JoiningLayer(PostNormLayer):
+    """A `PostNormLayer` whose keys and values a caller can keep, or join with earlier ones: x attends to those that
+    `join(k, v)` returns, (B, heads, N, d) each, with their mask (B or 1, 1, L, N).
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, join: Joined | None = None) -> Tensor:
+        if join is None:
+            return super().forward(x, mask)
+        q, k, v = self.attention._qkv(x)
+        k, v, seen = join(k, v)
+        mixed = attend(q, k, v, seen, False, self.attention._rate())
+        out: Tensor = self.feed_forward(self.attention._close(x, mixed))
         return out
 
 

@@ -105,10 +105,10 @@ def pooled(base: Any, out: Outputs) -> Tensor:
 
 
 def unseen(stream: Stream) -> Stream:
-    """Returns the stream without content: zeros, and one position of what has several per row, (B, L, ...)."""
-    if stream.data.ndim in (2, 3):  # codes, or features of regions or frames; pixels have more dimensions
+    """Returns the stream without content: zeros, and one position of what has several per row, (B, L) or (B, L, D)."""
+    if stream.data.ndim in (2, 3):  # codes, features of regions or frames, boxes; pixels have more dimensions
         cut = replace(stream, target={}, places={}).map(
-            lambda value: value[:, :1] if value.ndim > 1 else value
+            lambda value: value[:, :1] if value.ndim in (2, 3) else value
         )
         mask = torch.ones(cut.data.shape[:2], dtype=torch.bool, device=cut.data.device)
         return replace(cut.map(torch.zeros_like), mask=mask)

@@ -113,11 +113,24 @@ def _engine_properties(defs: dict[str, Any]) -> dict[str, Any]:
 
 def _add(inner: dict[str, Any], defs: dict[str, Any], owner: str) -> None:
     for name, schema in inner.items():
-        defs.setdefault(f"{owner}.{name}", _renamed(schema, owner))
+        defs.setdefault(f"{owner}.{name}", _filled_inside(_renamed(schema, owner)))
 
 
-def _filled_or(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, FILLED]}
+def _filled_or(schema: Any) -> Any:
+    """Returns a schema that takes `${axis}` in place of the value, and of each value within it."""
+    return {"anyOf": [_filled_inside(schema), FILLED]} if isinstance(schema, dict) else schema
+
+
+def _filled_inside(schema: dict[str, Any]) -> dict[str, Any]:
+    inside: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("additionalProperties", "items"):
+            inside[key] = _filled_or(value)
+        elif key == "properties":
+            inside[key] = {name: _filled_or(one) for name, one in value.items()}
+        elif key == "anyOf":
+            inside[key] = [_filled_inside(one) for one in value]
+    return {**schema, **inside}
 
 
 def _renamed(schema: Any, owner: str) -> Any:

@@ -28,9 +28,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `threat_server` and `clips
 
 from threat_server import Server, noise
 
-# MKL's results then do not depend on a row's place in its batch; read at its first use in a process.
-os.environ.setdefault("MKL_CBWR", "AUTO")
-
 WORDS = "a red blue green yellow small large circle square triangle "
 WORDS += "star above below left of right the on with two dogs"
 

@@ -115,9 +115,13 @@ class ErnieVil(Model):
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         return {"text": out.both[0], "regions": out.both[1][:, 1:]}
 
-    def match(self, out: Outputs) -> Tensor:
+    def pooled(self, out: Outputs) -> Tensor:
+        """(B, width): the product of the pooled first word, [CLS], and whole image."""
         words, image = out.both
-        return self.match_head(self.word_pooler(words) * self.image_to_words(self.image_pooler(image)))
+        return self.word_pooler(words) * self.image_to_words(self.image_pooler(image))
+
+    def match(self, out: Outputs) -> Tensor:
+        return self.match_head(out.pooled)
 
     def word_hidden(self, out: Outputs) -> Tensor:
         return out.both[0]

@@ -63,6 +63,7 @@ class VilBert(Model):
             CoLayer((width, region_width), mlp_widths, co_width, co_heads, dropout, cross_attention)
             for _ in range(region_layers)
         )
+        self.joint_width = co_width
         self.word_pool, self.region_pool = nn.Linear(width, co_width), nn.Linear(region_width, co_width)
         self.match_head = nn.Linear(co_width, 2)
         self.word_head = WordHead(width, vocab_size, tied=self.words.words)

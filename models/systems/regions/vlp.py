@@ -5,15 +5,15 @@ Zhou et al. 2019, https://arxiv.org/abs/1909.11059.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.attention import attend
 from vlpipe.models.blocks.cache import SourceCache
-from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, JoiningLayer, Transform, init_bert
 from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import TextEmbed
 from vlpipe.models.interface.batch import Stream
@@ -64,7 +64,7 @@ class Vlp(Model):
         first, second = nn.Linear(feat_dim, feat_dim), nn.Linear(feat_dim, width)
         self.feat = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.place = nn.Sequential(nn.Linear(6 + num_objects + 1, width), nn.ReLU())
-        self.blocks = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(JoiningLayer(width, heads, dropout) for _ in range(layers))
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
         init_bert(self, init_std)
 
@@ -160,13 +160,14 @@ class Vlp(Model):
     def start_text(self, images: Tensor, room: int, repeats: int = 1) -> SourceCache:
         """Reads `[CLS] regions [SEP]`. The first id of `step_text` is this [SEP]."""
         assert self.words.types is not None
-        x, seen = self._source(images, self.words.types.weight[LEFT[0]])
-        cache, mask = SourceCache(room), seen[:, None, None, :]
-        for block in self.blocks:
-            assert isinstance(block, PostNormLayer)
-            _, k, v = block.attention._qkv(x)
+        (x, seen), cache = self._source(images, self.words.types.weight[LEFT[0]]), SourceCache(room)
+
+        def keep(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             cache.image.append((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)))
-            x = block(x, mask)
+            return k, v, seen[:, None, None, :]
+
+        for block in self.blocks:
+            x = block(x, join=keep)
         cache.seen = seen.repeat_interleave(repeats, 0)
         return cache
 
@@ -181,9 +182,8 @@ class Vlp(Model):
         words = torch.cat([self.words.words(ids), masks], dim=1)
         x = self._embedded(words, torch.cat(places), self.words.types.weight[LEFT[1]])
         own = torch.eye(asked, dtype=torch.bool, device=x.device)
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, PostNormLayer)
-            q, k, v = block.attention._qkv(x)
+
+        def join(i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             keys, values, before = cache.put(i, k[:, :, :num], v[:, :, :num])
             of_masks = F.pad(
                 before, (0, 0, asked - num, 0)
@@ -192,9 +192,10 @@ class Vlp(Model):
             seen = cache.seen[:, None, None, :].expand(-1, 1, len(rows), -1)
             allowed = torch.cat([seen, rows.expand(len(seen), 1, -1, -1)], dim=-1)
             source_k, source_v = cache.image[i]
-            k = torch.cat([source_k, keys, k[:, :, num:]], dim=2)
-            v = torch.cat([source_v, values, v[:, :, num:]], dim=2)
-            mixed = attend(q, k, v, allowed, False, block.attention._rate())
-            x = block.feed_forward(block.attention._close(x, mixed))
+            parts = (source_k, keys, k[:, :, num:]), (source_v, values, v[:, :, num:])
+            return torch.cat(parts[0], dim=2), torch.cat(parts[1], dim=2), allowed
+
+        for i, block in enumerate(self.blocks):
+            x = block(x, join=partial(join, i))
         cache.advance(num)
         return x[:, num:]

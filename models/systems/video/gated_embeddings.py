@@ -44,7 +44,7 @@ class GatedEmbeddings(Model):
         self.text_gate = GatedUnit(embed_dim, embed_dim, batch_norm)
         self.video_gate = GatedUnit(sum(feat_dims), embed_dim, batch_norm)
 
-    def pooled(self, out: Outputs) -> Tensor:
+    def greatest(self, out: Outputs) -> Tensor:
         """(B, N, D): the features of clips."""
         video = out.stream("video")
         windows, dims = video.data, list(self.config.feat_dims)
@@ -54,7 +54,7 @@ class GatedEmbeddings(Model):
         return torch.cat([F.normalize(part, dim=-1) for part in parts], dim=-1)
 
     def clip_feat(self, out: Outputs) -> Tensor:
-        return self.video_gate(out.pooled)
+        return self.video_gate(out.greatest)
 
     def narration_feat(self, out: Outputs) -> Tensor:
         text = out.stream("text")

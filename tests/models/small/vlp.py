@@ -4,7 +4,6 @@ import torch
 
 from tests.models.small_system import REGIONS, SMALL, WORDS, SmallSystem, streams
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.objectives.lm import Lm
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.systems.regions.vlp import Vlp
 
@@ -23,7 +22,7 @@ def with_probabilities(rank: int) -> dict[str, Stream]:
 
 SYSTEM = SmallSystem(
     lambda: Vlp(vocab_size=WORDS, sep=2, mask=3, start=1, pad=0, dropout=0.0, **SMALL, **REGIONS),
-    [MaskedLm(), Lm()],
+    [MaskedLm()],
     ("regions", "text"),
     extra=with_probabilities,
 )
