@@ -50,8 +50,8 @@ class MaskedIds(Objective):
         return self.logits(out, places).float(), self._targets(out.batch).flatten()[places] != IGNORE
 
     def _places(self, out: Outputs) -> Tensor:
-        """Returns the flat indices of the masked positions; of rows that do not match, too, whose loss is left out: to leave
-        out their places, a GPU would have to be waited for.
+        """Returns the flat indices of the masked positions of all rows. The loss excludes rows that do not match; to
+        leave out their positions here, the CPU would have to wait for the GPU.
         """
         stream = out.stream(self.stream)
         return stream.chosen(self.TARGET, stream.target[self.TARGET] != IGNORE)

@@ -68,9 +68,9 @@ class RegionLoss(Objective):
         return found & (match_labels(batch) == 1)[:, None] if self.matched_only else found
 
     def _places(self, out: Outputs, name: str) -> tuple[Tensor, Tensor | None]:
-        """Returns the flat indices (M,) of the masked or all real regions, and which of these count, (M,) bool; None: all.
+        """Returns flat indices (M,) of the masked or all real regions, and which of these count, (M,) bool or None for all.
 
-        Those that do not count are computed all the same: to leave them out, a GPU would have to be waited for.
+        Excluded regions are computed too: to leave them out, the CPU would have to wait for the GPU.
         """
         regions = out.stream(self.stream)
         every = regions.target["masked"] if name == "masked" else real(regions)

@@ -20,7 +20,7 @@ class SoftRegionClass(RegionLoss):
     """`region_soft`: -sum over classes of q log p in nats, of masked regions; q: the detector's probabilities as they are.
 
     The stream needs extra["prob"] (B, R, C): set `probs: true` for its maker. The model has as many classes. Regions whose
-    probabilities do not sum to 1, within 0.1, count nothing. `region_soft_accuracy`, of the likeliest class, is a
+    probabilities do not sum to 1, within 0.1, are excluded. `region_soft_accuracy`, of the likeliest class, is a
     diagnostic. Raises ValueError if probabilities or classes are not so.
     """
 
