@@ -1,4 +1,4 @@
-"""What README shows is there, and its examples run as they stand."""
+"""What README and the pages on stages show is there, and their examples run as they stand."""
 
 import importlib
 import re
@@ -18,12 +18,14 @@ from vlpipe.pipeline.testing import run_map
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+STAGES = README + (ROOT / "docs/stages.md").read_text()
+EXAMPLES = "".join((ROOT / f"docs/how_to/add_a_{what}.md").read_text() for what in ("stage", "loss"))
 
 
 def example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class of an example, imported from a file that holds the example and nothing else."""
     (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if f"class {name}" in block
+        block for block in re.findall(r"```python\n(.*?)```", EXAMPLES, re.S) if f"class {name}" in block
     ]
     module = f"readme_{name.lower()}"
     (folder / f"{module}.py").write_text(code)
@@ -49,8 +51,18 @@ def test_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuple(found) == type(objective).LOSSES
 
 
+def test_it_fits_a_front_page() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_file_it_links_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert len(links) > 15
+    assert all((ROOT / link).exists() for link in links), links
+
+
 def test_every_workflow_it_names_is_there() -> None:
-    names = set(re.findall(r"workflows/\w+\.yaml", README))
+    names = set(re.findall(r"workflows/(?!SYSTEM)\w+\.yaml", README))
     assert names
     assert all((ROOT / name).exists() for name in names)
 
@@ -58,7 +70,7 @@ def test_every_workflow_it_names_is_there() -> None:
 def test_every_stage_it_names_is_there() -> None:
     """`room.module` and `room.module:Class` in its tables."""
     rooms = {path.name for path in (ROOT / "stages").iterdir() if path.is_dir()}
-    named = set(re.findall(r"`(\w+)\.(\w+)(?::(\w+))?`", README))
+    named = set(re.findall(r"`(\w+)\.(\w+)(?::(\w+))?`", STAGES))
     found = {one for one in named if one[0] in rooms}
     assert len(found) > 20
     for room, module, cls in found:
