@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import IO, Any, Self
 
-from vlpipe.stages.chat_server.settings import ONCE, Settings
+from vlpipe.stages.chat_server.settings import DIED, ONCE, Settings
 
 PATH = b"/v1/chat/completions"
 MAX_HEAD = 1 << 16
@@ -204,6 +205,8 @@ class _Connection(asyncio.Protocol):
                 server.num_answers += 1
                 self._json(200, _completion(text, **more))
                 server.note("answered", digest)
+                if server.num_answers == settings.die_after:
+                    os._exit(DIED)
 
         def work() -> None:
             asyncio.get_running_loop().call_later(settings.latency_s, finish)

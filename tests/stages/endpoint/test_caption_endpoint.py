@@ -14,8 +14,8 @@ from PIL import Image
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.endpoint import CaptionEndpoint
-from vlpipe.stages.caption.endpoint_work import Price
 from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.endpoint.asking import Price
 from vlpipe.stages.endpoint.columns import BadJson, fields_of, parsed
 from vlpipe.stages.endpoint.pictures import Sent
 
