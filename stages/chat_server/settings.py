@@ -20,6 +20,7 @@ STEADY = (
     "bad_image",
     "echo",
     "deep",
+    "no_logprobs",
 )
 FAULTS = (*ONCE, *STEADY)
 DIED = 7
