@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import MapStage, Work
@@ -39,6 +39,8 @@ class CaptionEndpoint(AsksServer, MapStage):
     sends none. temperature, top_p, max_tokens: of the sampling; more: further fields of the request's body.
     json_schema: structured output; its properties become columns, lists with one element per caption if there are several
     captions per row; caption_field: the property that is the caption.
+    languages: those that captions may have, as ISO 639-1 codes, empty for all; or, by the name of their prompt, such as
+    `{english: [en], german: [de]}`.
 
     Each answer is recorded under the row's id and the request (`engine.records.answers`), and never asked again: not after a
     kill, nor when a parameter changes that only decides about answers (max_words, refusals, languages, repeats).
@@ -69,18 +71,19 @@ class CaptionEndpoint(AsksServer, MapStage):
     caption_field: str = "caption"
     max_words: Count | None = None
     refusals: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
+    languages: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
     repeats: Annotated[int, Field(ge=2)] = 4
     gate: File | None = None
 
     @property
-    def rules(self) -> Rules:
-        return Rules(
-            max_words=self.max_words,
-            refusals=tuple(one.lower() for one in self.refusals),
-            languages=self.languages,
-            repeats=self.repeats,
-        )
+    def rules(self) -> dict[str, Rules]:
+        """The rules for captions of each prompt, by its name."""
+        refusals = tuple(one.lower() for one in self.refusals)
+        shared = Rules(max_words=self.max_words, refusals=refusals, repeats=self.repeats)
+        return {name: replace(shared, languages=self._languages_of(name)) for name in self.templates}
+
+    def _languages_of(self, prompt: str) -> tuple[str, ...]:
+        return self.languages.get(prompt, ()) if isinstance(self.languages, dict) else self.languages
 
     @property
     def templates(self) -> dict[str, Template]:
@@ -134,6 +137,10 @@ class CaptionEndpoint(AsksServer, MapStage):
         return problems + self._language_problems()
 
     def _language_problems(self) -> list[str]:
+        if isinstance(self.languages, dict) and (unknown := sorted(set(self.languages) - set(self.prompts))):
+            return [
+                f"languages: {unknown[0]!r} is no name of a prompt{did_you_mean(unknown[0], self.prompts)}"
+            ]
         if not self.languages:
             return []
         try:
@@ -147,7 +154,8 @@ class CaptionEndpoint(AsksServer, MapStage):
             return None
         from vlpipe.stages.filter.language import WEB_LANGUAGES, WEB_PRIOR, py3langid
 
-        return py3langid(tuple(dict.fromkeys([*WEB_LANGUAGES, *self.languages])), WEB_PRIOR)
+        named = [one for name in self.templates for one in self._languages_of(name)]
+        return py3langid(tuple(dict.fromkeys([*WEB_LANGUAGES, *named])), WEB_PRIOR)
 
     def _builder(self) -> Builder:
         sampling: dict[str, Any] = {
@@ -171,7 +179,7 @@ class CaptionEndpoint(AsksServer, MapStage):
             labels=tuple(label for label in labels for _ in range(self.num_captions)),
             num_captions=self.num_captions,
             seed=self.seed,
-            rules=self.rules,
+            rules=tuple(one for one in self.rules.values() for _ in range(self.num_captions)),
             identify=self._identify(),
             fields=fields_of(self.json_schema) if self.json_schema else {},
             columns=self.columns(),

@@ -25,8 +25,8 @@ from vlpipe.stages.endpoint.prompts import Builder, Request, Template, values_of
 class Plan:
     """What is asked about each row, and what becomes of the answers: `caption.endpoint:CaptionEndpoint` has the parameters.
 
-    labels: for each caption of a row, what `model` says; fields: property of structured output -> its type; columns: its
-    columns.
+    labels, rules: for each caption of a row, what `model` says, and what it must keep to; fields: property of structured
+    output -> its type; columns: its columns.
     """
 
     builder: Builder
@@ -34,7 +34,7 @@ class Plan:
     labels: tuple[str, ...]
     num_captions: int
     seed: int | None
-    rules: Rules
+    rules: tuple[Rules, ...]
     identify: Identify | None
     fields: Mapping[str, pa.DataType]
     columns: Mapping[str, pa.DataType]
@@ -79,8 +79,8 @@ class Captions(Asking):
             if fault is not None:
                 rejects.append(Reject(id_, "fault", fault.why, fault.detail))
                 continue
-            for result, label in zip(mine, self._plan.labels, strict=True):
-                entry, found = self._entry(result, label)
+            for result, label, rules in zip(mine, self._plan.labels, self._plan.rules, strict=True):
+                entry, found = self._entry(result, label, rules)
                 texts[row].append(entry)
                 objects[row].append(found)
                 counts[f"captions_{entry['why'] or 'good'}"] += 1
@@ -92,7 +92,7 @@ class Captions(Asking):
         table = with_columns(table, **columns) if columns else table
         return Out(without(table, rejects), rejects, counts=counts)
 
-    def _entry(self, result: Result, label: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    def _entry(self, result: Result, label: str, rules: Rules) -> tuple[dict[str, Any], Mapping[str, Any]]:
         """Returns an entry of `texts`, and the values of structured output."""
         if not isinstance(result, Answer):
             return text("", "synth", model=label, kept=False, why=result.why), {}
@@ -103,7 +103,7 @@ class Captions(Asking):
                 caption = values[self._plan.caption_field] or ""
             except BadJson:
                 is_bad = True
-        why = why_not(result, caption, self._plan.rules, self._plan.identify)
+        why = why_not(result, caption, rules, self._plan.identify)
         if is_bad and why not in ("refusal", "empty"):
             why = "bad_json"
         fate = {"kept": False, "why": why} if why else {}

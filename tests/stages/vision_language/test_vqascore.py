@@ -129,7 +129,7 @@ def test_a_server_with_the_same_model_gives_the_same_scores(
     captioner: Captioner, image_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server asks the library's own loop. Its answers have the whole vocabulary, since tiny weights know no likely
-    token; its `yes` and `no` have other names, since a server's spellings of the answer are added up, and a local model's not.
+    token; its `yes` and `no` have other names, since spellings of the answer are added up there, and not in this process.
     """
     weights, table = captioner("qwen2_vl"), rows_of(image_rows, 8)
     local, theirs = load(weights, "fp32"), AutoModelForImageTextToText.from_pretrained(weights.path).eval()
