@@ -2,73 +2,53 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.files import File
-from vlpipe.pipeline.service import Address, Service, ServiceContext, address
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.caption.endpoint_work import Captions, Plan, Price
+from vlpipe.stages.caption.endpoint_work import Captions, Plan
 from vlpipe.stages.common.row import TEXTS
-from vlpipe.stages.endpoint.ask import Asker, Limits
-from vlpipe.stages.endpoint.book import Book, Keeper
-from vlpipe.stages.endpoint.client import Client
 from vlpipe.stages.endpoint.columns import fields_of, response_format
 from vlpipe.stages.endpoint.outcomes import Identify, Rules
-from vlpipe.stages.endpoint.pictures import Sent
 from vlpipe.stages.endpoint.prompts import Builder, Template, need_fields
-from vlpipe.stages.endpoint.recall import Recall
-from vlpipe.stages.web.event_loop import running_loop
+from vlpipe.stages.endpoint.stage import AsksServer
 
-IMAGE_REFUSED = frozenset(
-    {413, 415}
-)  # HTTP says that the content is too large, or of a kind it does not read
-MAY_REFUSE_IMAGE = frozenset({400, 422})  # where the message says so
 OURS = frozenset(
     {"model", "messages", "seed", "response_format", "stream", "n"}
 )  # fields that `more` cannot set
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionEndpoint(MapStage):
+class CaptionEndpoint(AsksServer, MapStage):
     """Appends captions to `texts` that a server writes; each has source `synth`, and the model's name as `model`.
 
-    base_url: up to `/v1`; the only address that is contacted, on localhost or elsewhere, and redirects are not followed.
-    Pictures leave this machine if the server is another one. api_key_env: name of the environment variable with the key,
-    which is sent as `Authorization: Bearer`, and is in no key, log or file.
-    model, revision: the name that the server knows, and what else tells its weights apart; both are in the key.
+    The server, what is sent, and when it is given up: `endpoint.stage:AsksServer`.
     prompt: with fields of the row in braces: columns, `{alt_text}`, `{caption}` and `{texts}` (`endpoint.prompts`).
     prompts: several, by name; the names are added to `model` of their captions. num_captions: for each prompt, with a seed
     of its own: caption j of row r depends on (seed, id of r, j), as far as the server's sampling is reproducible. seed: None
     sends none. temperature, top_p, max_tokens: of the sampling; more: further fields of the request's body.
     json_schema: structured output; its properties become columns, lists with one element per caption if there are several
-    captions per row; caption_field: the property that is the caption. sent: how pictures are sent (`endpoint.pictures`).
+    captions per row; caption_field: the property that is the caption.
+    languages: those that captions may have, as ISO 639-1 codes, empty for all; or, by the name of their prompt, such as
+    `{english: [en], german: [de]}`.
 
     Each answer is recorded under the row's id and the request (`engine.records.answers`), and never asked again: not after a
     kill, nor when a parameter changes that only decides about answers (max_words, refusals, languages, repeats).
     A caption is stored with kept=False and why: refusal, truncated, empty, too_long (more than max_words), repetition (an
     n-gram `repeats` times in a row), wrong_language, bad_json; http_<status>, redirect, bad_answer, too_large, timeout,
-    disconnected or bad_response if there is no answer after `retries` attempts more, or row_timeout_s. unanswered: `reject`
-    rejects rows without any answer instead (fault), so that `vlpipe retry` asks again.
+    disconnected or bad_response if there is no answer after `retries` attempts more, or row_timeout_s.
     Rows are rejected (fault) if their image cannot be decoded, or if the server refuses it (http_400, 413, 415, 422).
-
-    concurrency: maximum number of requests under way per worker; how many there are follows from the server's answers
-    (`endpoint.pace`). timeout_s: of a request. A 429 is waited for, up to max_wait_s without any answer; then, and after
-    give_up_s without a connection, the step stops, and another run continues. max_bytes: of a response.
-    price: of a million tokens; the receipts then have the cost. gate: `passed.json` of a `hygiene.gate:CaptionGate`, before
-    which this step does not start.
+    gate: `passed.json` of a `hygiene.gate:CaptionGate`, before which this step does not start.
     """
 
     NAME: ClassVar[str] = "caption.endpoint:CaptionEndpoint"
@@ -76,15 +56,8 @@ class CaptionEndpoint(MapStage):
     LOADS_WEIGHTS: ClassVar[bool] = (
         True  # what is learned about the server, and connections, last from shard to shard
     )
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
-        {"base_url", "api_key_env", "concurrency", "timeout_s", "row_timeout_s", "retries", "give_up_s"}
-        | {"max_wait_s", "max_bytes", "price", "gate"}
-    )
+    NOT_IN_KEY: ClassVar[frozenset[str]] = AsksServer.NOT_IN_KEY | {"gate"}
 
-    base_url: str
-    model: str
-    revision: str = ""
-    api_key_env: str = ""
     prompt: str = ""
     prompts: dict[str, str] = field(default_factory=dict)
     system: str = ""
@@ -96,30 +69,21 @@ class CaptionEndpoint(MapStage):
     more: dict[str, Any] = field(default_factory=dict)
     json_schema: dict[str, Any] = field(default_factory=dict)
     caption_field: str = "caption"
-    sent: Sent = field(default_factory=Sent)
     max_words: Count | None = None
     refusals: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
+    languages: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
     repeats: Annotated[int, Field(ge=2)] = 4
-    unanswered: Literal["keep", "reject"] = "keep"
-    concurrency: Count = 64
-    timeout_s: Positive = 120.0
-    row_timeout_s: Positive = 600.0
-    retries: Annotated[int, Field(ge=0)] = 5
-    give_up_s: Positive = 120.0
-    max_wait_s: Positive = 3600.0
-    max_bytes: Count = 1 << 20
-    price: Price | None = None
     gate: File | None = None
 
     @property
-    def rules(self) -> Rules:
-        return Rules(
-            max_words=self.max_words,
-            refusals=tuple(one.lower() for one in self.refusals),
-            languages=self.languages,
-            repeats=self.repeats,
-        )
+    def rules(self) -> dict[str, Rules]:
+        """The rules for captions of each prompt, by its name."""
+        refusals = tuple(one.lower() for one in self.refusals)
+        shared = Rules(max_words=self.max_words, refusals=refusals, repeats=self.repeats)
+        return {name: replace(shared, languages=self._languages_of(name)) for name in self.templates}
+
+    def _languages_of(self, prompt: str) -> tuple[str, ...]:
+        return self.languages.get(prompt, ()) if isinstance(self.languages, dict) else self.languages
 
     @property
     def templates(self) -> dict[str, Template]:
@@ -150,7 +114,7 @@ class CaptionEndpoint(MapStage):
         return inp
 
     def preflight(self) -> list[str]:
-        problems = _url_problems(self.base_url)
+        problems = self.server_problems()
         if bool(self.prompt) == bool(self.prompts):
             problems.append("give either `prompt`, or `prompts` by name")
         try:
@@ -170,14 +134,13 @@ class CaptionEndpoint(MapStage):
             problems.append(
                 "num_captions: captions with temperature 0 are all the same; set temperature above 0"
             )
-        if self.timeout_s > self.row_timeout_s:
-            problems.append(
-                f"timeout_s ({self.timeout_s:g}) is of one request, and row_timeout_s ({self.row_timeout_s:g}) of all "
-                "attempts at a row's requests; it must not be smaller"
-            )
         return problems + self._language_problems()
 
     def _language_problems(self) -> list[str]:
+        if isinstance(self.languages, dict) and (unknown := sorted(set(self.languages) - set(self.prompts))):
+            return [
+                f"languages: {unknown[0]!r} is no name of a prompt{did_you_mean(unknown[0], self.prompts)}"
+            ]
         if not self.languages:
             return []
         try:
@@ -191,27 +154,8 @@ class CaptionEndpoint(MapStage):
             return None
         from vlpipe.stages.filter.language import WEB_LANGUAGES, WEB_PRIOR, py3langid
 
-        return py3langid(tuple(dict.fromkeys([*WEB_LANGUAGES, *self.languages])), WEB_PRIOR)
-
-    def service(self, context: ServiceContext) -> Service:
-        """Returns the keeper of the root's recorded answers. Raises VlpipeError if there is no key: not while planning,
-        because commands that only read a root need none."""
-        self._secret()
-        book = context.once(Book)
-        book.load()
-        return Keeper(book)
-
-    def _secret(self) -> str:
-        """Returns the key, "" if none is wanted. Raises VlpipeError if its variable is not set on this machine."""
-        if not self.api_key_env:
-            return ""
-        value = os.environ.get(self.api_key_env, "")
-        if not value or not (value.isprintable() and value.isascii()):
-            what = "holds no value of an HTTP header" if value else "is not set"
-            raise VlpipeError(
-                f"api_key_env: the environment variable {self.api_key_env} {what} on {os.uname().nodename}"
-            )
-        return value
+        named = [one for name in self.templates for one in self._languages_of(name)]
+        return py3langid(tuple(dict.fromkeys([*WEB_LANGUAGES, *named])), WEB_PRIOR)
 
     def _builder(self) -> Builder:
         sampling: dict[str, Any] = {
@@ -227,7 +171,7 @@ class CaptionEndpoint(MapStage):
         return Builder(sampling, self.system, image, self.revision)
 
     def _plan(self) -> Plan:
-        name = f"{self.model}@{self.revision}" if self.revision else self.model
+        name = self.full_model
         labels = [f"{name}/{prompt}" if prompt else name for prompt in self.templates]
         return Plan(
             builder=self._builder(),
@@ -235,53 +179,15 @@ class CaptionEndpoint(MapStage):
             labels=tuple(label for label in labels for _ in range(self.num_captions)),
             num_captions=self.num_captions,
             seed=self.seed,
-            rules=self.rules,
+            rules=tuple(one for one in self.rules.values() for _ in range(self.num_captions)),
             identify=self._identify(),
             fields=fields_of(self.json_schema) if self.json_schema else {},
             columns=self.columns(),
             caption_field=self.caption_field,
             rejects_unanswered=self.unanswered == "reject",
-            price=self.price,
         )
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        secret = self._secret()
-        with running_loop() as loop:
-            asker = loop.run(self._asker(address(), secret))
-            try:
-                yield Captions(self._plan(), loop, asker)
-            finally:
-                loop.run(_close(asker))
-
-    async def _asker(self, where: Address | None, secret: str) -> Asker:
-        limits = Limits(**{name: getattr(self, name) for name in Limits.__dataclass_fields__})
-        headers = ["Content-Type: application/json", "Accept: application/json"]
-        headers += [f"Authorization: Bearer {secret}"] if secret else []
-        client = Client(
-            f"{self.base_url.rstrip('/')}/chat/completions",
-            headers,
-            concurrency=self.concurrency,
-            timeout_s=self.timeout_s,
-            max_bytes=self.max_bytes,
-        )
-        return Asker(client, await Recall.open(where), limits, self.sent, secret)
-
-
-async def _close(asker: Asker) -> None:
-    asker.close()
-
-
-def _url_problems(url: str) -> list[str]:
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return [f"base_url: {url[:80]!r} is no URL"]
-    if not is_good:
-        return [f"base_url: wanted http://HOST:PORT/v1 or https://..., got {url[:80]!r}"]
-    if parts.username or parts.password or parts.query or parts.fragment:
-        return [
-            "base_url must have no user, password, query or fragment: it is written into files; give a key by api_key_env"
-        ]
-    return []
+        with self.line() as line:
+            yield Captions(self._plan(), line)

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=SHARE", help=", ".join(FAULTS))
     parser.add_argument("--world", help="root with a demo world, whose images get right captions, mostly")
     parser.add_argument("--wrong", type=float, default=0.2, help="share of wrong captions of a demo world")
+    parser.add_argument("--die-after", type=int, default=0, help="answers after which the process ends")
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
     faults = {kind: float(share) for kind, _, share in (one.partition("=") for one in args.fault)}
@@ -41,6 +42,7 @@ def main() -> None:
         always=args.always,
         key=args.key,
         blind=args.blind,
+        die_after=args.die_after,
     )
     captioner = WorldCaptions(args.world, args.wrong) if args.world else any_caption
     with ExitStack() as stack:

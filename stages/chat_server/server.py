@@ -8,6 +8,8 @@ import base64
 import binascii
 import hashlib
 import json
+import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -15,7 +17,7 @@ from contextlib import suppress
 from threading import Event, Thread
 from typing import IO, Any, Self
 
-from vlpipe.stages.chat_server.settings import ONCE, Settings
+from vlpipe.stages.chat_server.settings import DIED, ONCE, Settings
 
 PATH = b"/v1/chat/completions"
 MAX_HEAD = 1 << 16
@@ -24,6 +26,7 @@ HUGE_BYTES = 1 << 30
 MISBEHAVIOURS = ("hang", "endless", "huge", "cut", "wrong_json", "html", "redirect", "500", "deep")
 PRIVATE = "http://169.254.169.254/latest/meta-data/"  # where clouds tell secrets to who is redirected to it
 Captioner = Callable[[str, str, int], str]  # (sha256 of the image, prompt, seed) -> caption
+Judge = Callable[[str, str], Mapping[str, float]]  # (sha256 of the image, question) -> token -> probability
 
 
 def any_caption(sha256: str, prompt: str, seed: int) -> str:
@@ -32,16 +35,27 @@ def any_caption(sha256: str, prompt: str, seed: int) -> str:
     return f"a picture that was never seen before, with the number {digest[:8]} on it"
 
 
+def any_judge(sha256: str, question: str) -> dict[str, float]:
+    """Returns probabilities of Yes and No that depend on image and question alone."""
+    yes = int(hashlib.sha256(f"{sha256} {question}".encode()).hexdigest()[:8], 16) / 2**32
+    return {"Yes": yes, "No": 1 - yes}
+
+
 class ChatServer:
-    """The server, in the running loop. captioner: what it says; log: a file for the lines, or None.
+    """The server, in the running loop. captioner: what it says; log: a file for the lines, or None; judge: how probable its
+    first tokens are, where log-probabilities are asked for.
 
     asked, answered: digest of a request -> how often; most_at_once: requests under way.
     """
 
     def __init__(
-        self, settings: Settings, captioner: Captioner = any_caption, log: IO[bytes] | None = None
+        self,
+        settings: Settings,
+        captioner: Captioner = any_caption,
+        log: IO[bytes] | None = None,
+        judge: Judge = any_judge,
     ) -> None:
-        self.settings, self.captioner, self._log = settings, captioner, log
+        self.settings, self.captioner, self._log, self.judge = settings, captioner, log, judge
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
@@ -204,6 +218,8 @@ class _Connection(asyncio.Protocol):
                 server.num_answers += 1
                 self._json(200, _completion(text, **more))
                 server.note("answered", digest)
+                if server.num_answers == settings.die_after:
+                    os._exit(DIED)
 
         def work() -> None:
             asyncio.get_running_loop().call_later(settings.latency_s, finish)
@@ -216,6 +232,11 @@ class _Connection(asyncio.Protocol):
     ) -> tuple[str, dict[str, Any]]:
         if not asked:
             return "a picture that nobody looked at", {}
+        if asked.get("logprobs"):
+            found = self._server.judge(sha256, prompt)
+            likely = max(found, key=lambda token: found[token])
+            is_kept = fault != "no_logprobs"
+            return likely, {"logprobs": _logprobs(found, int(asked["top_logprobs"]))} if is_kept else {}
         caption = self._server.captioner(sha256, prompt, int(asked.get("seed") or 0))
         if asked.get("response_format"):
             schema = asked["response_format"]["json_schema"]["schema"]
@@ -304,12 +325,20 @@ def _filler(spec: Mapping[str, Any], caption: str) -> Any:
     return {"string": caption, "number": 0.5, "integer": 1, "boolean": True}.get(str(kind))
 
 
-def _completion(text: str, finish: str = "stop") -> dict[str, Any]:
+def _logprobs(found: Mapping[str, float], num: int) -> dict[str, Any]:
+    """Returns `logprobs` of a completion of one token, the likeliest."""
+    likely = sorted(found, key=lambda token: -found[token])[:num]
+    each = [{"token": token, "logprob": math.log(max(found[token], 1e-30))} for token in likely]
+    return {"content": [{**each[0], "top_logprobs": each}]}
+
+
+def _completion(text: str, finish: str = "stop", logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     return {
         "id": "chatcmpl-0",
         "object": "chat.completion",
         "model": "demo",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+        "choices": [{**choice, "logprobs": logprobs}],
         "usage": {"prompt_tokens": 300, "completion_tokens": len(text.split()), "total_tokens": 0},
     }
 
@@ -318,9 +347,13 @@ class Running:
     """The server in a thread of this process, as a context manager: for tests. url: what `base_url` should be."""
 
     def __init__(
-        self, settings: Settings, captioner: Captioner = any_caption, log: IO[bytes] | None = None
+        self,
+        settings: Settings,
+        captioner: Captioner = any_caption,
+        log: IO[bytes] | None = None,
+        judge: Judge = any_judge,
     ) -> None:
-        self._make = lambda: ChatServer(settings, captioner, log)
+        self._make = lambda: ChatServer(settings, captioner, log, judge)
         self._ready, self._over = Event(), Event()
 
     def __enter__(self) -> Self:

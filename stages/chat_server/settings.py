@@ -20,8 +20,10 @@ STEADY = (
     "bad_image",
     "echo",
     "deep",
+    "no_logprobs",
 )
 FAULTS = (*ONCE, *STEADY)
+DIED = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Settings:
     """latency_s: from the time a request gets a slot to its answer. slots: requests worked on at once; others wait, or get
     429 (too_many). rate: requests per second that are let in, beyond `burst` of them 429 with Retry-After; 0 for no limit.
     faults: kind -> share of all requests, chosen by a hash of the request; always: also when the same request comes again.
-    key: the only Bearer token that is let in. blind: requests are not read, which is faster.
+    key: the only Bearer token that is let in. blind: requests are not read, which is faster. die_after: answers after which
+    the process ends with exit code DIED; 0 for never.
     """
 
     latency_s: float = 0.05
@@ -42,6 +45,7 @@ class Settings:
     always: bool = False
     key: str = ""
     blind: bool = False
+    die_after: int = 0
 
     def fault_of(self, request: str) -> str:
         """Returns the fault of a request, given by its digest; empty for none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ BACKOFF_S, MAX_BACKOFF_S = (
 NOT_THERE = frozenset({"connect", "dns", "tls"})
 TOO_MANY = 429
 NUM_THREADS = 2  # that decode and encode pictures
+NO_LOGPROBS = "no_logprobs"
 NOT_AGAIN = "what is stored is not asked again"
 
 
@@ -45,11 +46,25 @@ Result = Answer | RowFault | NoAnswer | NoResponse
 
 
 class Asker:
-    """Asks one server, in the running loop. sent: how pictures are sent; secret: removed from all that the server says."""
+    """Asks one server, in the running loop. sent: how pictures are sent; secret: removed from all that the server says.
 
-    def __init__(self, client: Client, recall: Recall, limits: Limits, sent: Sent, secret: str = "") -> None:
+    need_server: raises an error if the server has ended, which is then not waited for. needs_logprobs: an answer without
+    log-probabilities is none.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        recall: Recall,
+        limits: Limits,
+        sent: Sent,
+        secret: str = "",
+        need_server: Callable[[], None] = lambda: None,
+        *,
+        needs_logprobs: bool = False,
+    ) -> None:
         self._client, self.recall, self._limits, self._sent = client, recall, limits, sent
-        self._secret = secret
+        self._secret, self._need_server, self._needs_logprobs = secret, need_server, needs_logprobs
         self._loop = asyncio.get_running_loop()
         self.pace = Pace(limits.concurrency)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pictures")
@@ -112,6 +127,7 @@ class Asker:
                     self.pace.left()
                     return failure
                 self.pace.failed()
+                self._need_server()
                 self._note_failure(failure.why in NOT_THERE, failure.detail)
             except BaseException:
                 self.pace.left()
@@ -125,6 +141,8 @@ class Asker:
                     continue
                 try:
                     answer = answer_of(request, response, self._secret)
+                    if self._needs_logprobs and answer.status == 200 and answer.extra is None:
+                        raise NoAnswer(NO_LOGPROBS, "the answer has no log-probabilities")
                 except NoAnswer as failure:
                     problem = failure
                     if response.status >= 500:
@@ -133,6 +151,11 @@ class Asker:
                         self.pace.left()
                     if failure.why == "redirect":
                         return failure
+                    if failure.why == NO_LOGPROBS and not self._has_answered:
+                        raise VlpipeError(
+                            "the server's answers have no log-probabilities: it must know `logprobs` and `top_logprobs` of "
+                            "chat completions, as vLLM and SGLang do"
+                        ) from None
                     self._note_failure(response.status in SHUT, failure.detail, response.status)
                 else:
                     self.pace.answered(self._loop.time() - began)

@@ -77,7 +77,9 @@ def need_fields(schema: pa.Schema, fields: Sequence[str]) -> None:
 def values_of(table: pa.Table, fields: Sequence[str]) -> list[dict[str, str]]:
     """Returns the fields' values of each row, as they enter a prompt: without control characters, cut, "" for null."""
     columns = {name: table[name].to_pylist() for name in fields if name not in OF_TEXTS}
-    found = [{name: _plain(values[row]) for name, values in columns.items()} for row in range(table.num_rows)]
+    found = [
+        {name: as_field(values[row]) for name, values in columns.items()} for row in range(table.num_rows)
+    ]
     if any(name in OF_TEXTS for name in fields):
         for values, texts in zip(found, table["texts"].to_pylist(), strict=True):
             values |= _of_texts([one for one in texts or () if one["kept"] is not False and one["text"]])
@@ -88,13 +90,14 @@ def _of_texts(texts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     web = [one["text"] for one in texts if one["source"] == "web"]
     synth = [one["text"] for one in texts if one["source"] == "synth"]
     return {
-        "alt_text": _plain(web[0] if web else None),
-        "caption": _plain(synth[-1] if synth else None),
-        "texts": "\n".join(_plain(one["text"]) for one in texts)[:MAX_FIELD_CHARS],
+        "alt_text": as_field(web[0] if web else None),
+        "caption": as_field(synth[-1] if synth else None),
+        "texts": "\n".join(as_field(one["text"]) for one in texts)[:MAX_FIELD_CHARS],
     }
 
 
-def _plain(value: object) -> str:
+def as_field(value: object) -> str:
+    """Returns a value as it enters a prompt: without control characters, cut, "" for null."""
     if value is None:
         return ""
     return CONTROL.sub(" ", str(value)[:MAX_FIELD_CHARS])

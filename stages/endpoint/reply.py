@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -126,3 +127,30 @@ def message_of(body: bytes, secret: str = "") -> str:
     text = hidden(text, secret)  # before it is cut
     text = "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_MESSAGE_CHARS])
     return " ".join(text.split())[:MAX_MESSAGE_CHARS]
+
+
+def of_logprobs(logprobs: Mapping[str, Any], answer: str, against: str = "") -> float | None:
+    """Returns the probability of an answer from the first token's `logprobs` of a chat completion; None if it has none.
+
+    logprobs: the object of that name in OpenAI's answers, asked for with `logprobs: true, top_logprobs: 20, max_tokens: 1`.
+    The probabilities of tokens that are the answer but for case and spaces are added up. An answer that is not among the
+    likeliest tokens has probability 0. against: another answer; the probability is then that of `answer` as a
+    share of both, None if neither is there.
+    """
+    try:
+        first = logprobs["content"][0]
+        found = [(str(one["token"]), float(one["logprob"])) for one in (first.get("top_logprobs") or [first])]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+
+    def sum_of(wanted: str) -> float:
+        return sum(math.exp(min(log, 0.0)) for token, log in found if _bare(token) == _bare(wanted))
+
+    if not against:
+        return min(1.0, sum_of(answer))
+    total = sum_of(answer) + sum_of(against)
+    return sum_of(answer) / total if total else None
+
+
+def _bare(token: str) -> str:
+    return token.strip("\u2581\u0120 \n").casefold()

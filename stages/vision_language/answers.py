@@ -1,16 +1,15 @@
 """VQAScore: the probability that a model answers "Yes" when asked whether an image shows what a text says.
 
 Lin et al., 2024, https://arxiv.org/abs/2404.01291. Questions and answer are those of its code,
-https://github.com/linzhiqiu/t2v_metrics. A judge is anything with `probabilities`: a model in this process here, or an
-endpoint that returns log-probabilities, which `of_logprobs` reads.
+https://github.com/linzhiqiu/t2v_metrics. A judge is anything with `probabilities`, such as a model in this process here. A
+server's log-probabilities are read by `endpoint.reply:of_logprobs`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
@@ -103,32 +102,6 @@ def _of_decoder(model: VisionLanguageModel, batch: Sequence[Arrays], ids: Sequen
     with torch.inference_mode():
         logits: torch.Tensor = model.model(**arrays, decoder_input_ids=given).logits
     return logits[:, -len(ids) :]
-
-
-def of_logprobs(logprobs: Mapping[str, Any], answer: str = ANSWER, against: str = "") -> float | None:
-    """Returns the probability of an answer from the first token's `logprobs` of a chat completion; None if it has none.
-
-    logprobs: the object of that name in OpenAI's answers, asked for with `logprobs: true, top_logprobs: 20, max_tokens: 1`.
-    The probabilities of tokens that are the answer but for case and spaces are added up. An answer that is not among the
-    likeliest tokens has probability 0. against: as in `LocalAnswers`; None if neither of the two is there.
-    """
-    try:
-        first = logprobs["content"][0]
-        found = [(str(one["token"]), float(one["logprob"])) for one in (first.get("top_logprobs") or [first])]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return None
-
-    def sum_of(wanted: str) -> float:
-        return sum(math.exp(min(log, 0.0)) for token, log in found if _plain(token) == _plain(wanted))
-
-    if not against:
-        return min(1.0, sum_of(answer))
-    total = sum_of(answer) + sum_of(against)
-    return sum_of(answer) / total if total else None
-
-
-def _plain(token: str) -> str:
-    return token.strip("\u2581\u0120 \n").casefold()
 
 
 def as_float32(scores: Mapping[int, float], num: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,8 @@ from PIL import Image
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.endpoint import CaptionEndpoint
-from vlpipe.stages.caption.endpoint_work import Price
 from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.endpoint.asking import Price
 from vlpipe.stages.endpoint.columns import BadJson, fields_of, parsed
 from vlpipe.stages.endpoint.pictures import Sent
 
@@ -174,6 +175,45 @@ def test_what_is_wrong_with_a_caption_is_told_by_a_code(serve: Serve, fault: str
 def test_too_long(serve: Serve) -> None:
     out = run_map(stage(serve(lambda *_: "one two three four"), max_words=3), rows(1))
     assert synth(out.table)[0][0]["why"] == "too_long"
+
+
+def test_each_prompt_may_have_a_language_of_its_own(serve: Serve) -> None:
+    said = {
+        "english": "a small red house on a green meadow under a blue sky",
+        "german": "ein kleines rotes Haus auf einer gr\u00fcnen Wiese unter blauem Himmel",
+    }
+    prompts = {"english": "in English", "german": "auf Deutsch"}
+
+    def speak(_: str, prompt: str, __: int) -> str:
+        return said["german" if prompt == "auf Deutsch" else "english"]
+
+    right = stage(serve(speak), prompts=prompts, languages={"english": ("en",), "german": ("de",)})
+    assert right.preflight() == []
+    assert [[one["why"] for one in texts] for texts in synth(run_map(right, rows(2)).table)] == [
+        [None] * 2
+    ] * 2
+    wrong = stage(serve(lambda *_: said["german"]), prompts=prompts, languages={"english": ("en",)})
+    found = synth(run_map(wrong, rows(1)).table)
+    assert [one["why"] for one in found[0]] == ["wrong_language", None]
+    unknown = stage(serve(), prompts=prompts, languages={"germn": ("de",)})
+    assert unknown.preflight() == ["languages: 'germn' is no name of a prompt; did you mean 'german'?"]
+
+
+def test_grounded_captions_are_columns_of_labels_and_boxes(serve: Serve) -> None:
+    boxes = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+    names = {"type": "array", "items": {"type": "string"}}
+    schema = {
+        "type": "object",
+        "properties": {"caption": {"type": "string"}, "labels": names, "boxes": boxes},
+    }
+    out = run_map(stage(serve(echo), json_schema=schema), rows(2)).table
+    assert out.schema.field("boxes").type == pa.list_(pa.list_(pa.float64()))
+    assert out["boxes"].to_pylist() == [[[0.5]]] * 2
+    said = {"caption": "a dog", "labels": ["dog"], "boxes": [[0, 0.25, 1, "x"]]}
+    with pytest.raises(BadJson):
+        parsed(json.dumps(said), fields_of(schema))
+    said["boxes"] = [[0, 0.25, 1, 0.5]]
+    assert parsed(json.dumps(said), fields_of(schema)) == said
 
 
 def test_rows_without_an_answer_can_be_rejected_to_be_asked_again(serve: Serve) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,14 @@ from tests.stages.vision_language.tiny import ID
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.chat_server.server import Running
+from vlpipe.stages.chat_server.settings import Settings
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.common.row import text
 from vlpipe.stages.common.rule import encoder_of
-from vlpipe.stages.filter.vqascore import VqaScore
-from vlpipe.stages.vision_language.answers import of_logprobs
+from vlpipe.stages.endpoint.reply import of_logprobs
+from vlpipe.stages.filter import vqascore
+from vlpipe.stages.filter.vqascore import EndpointVqaScore, VqaScore
 from vlpipe.stages.vision_language.model import Arrays, load
 
 Rows = Callable[..., pa.Table]
@@ -121,21 +125,47 @@ def test_what_cannot_answer_is_refused(captioner: Captioner, image_rows: Rows) -
     ]
 
 
+def test_a_server_with_the_same_model_gives_the_same_scores(
+    captioner: Captioner, image_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server asks the library's own loop. Its answers have the whole vocabulary, since tiny weights know no likely
+    token; its `yes` and `no` have other names, since spellings of the answer are added up there, and not in this process.
+    """
+    weights, table = captioner("qwen2_vl"), rows_of(image_rows, 8)
+    local, theirs = load(weights, "fp32"), AutoModelForImageTextToText.from_pretrained(weights.path).eval()
+    monkeypatch.setattr(vqascore, "TOP_LOGPROBS", 1000)
+    images = {hashlib.sha256(one).hexdigest(): one for one in table["image"].to_pylist()}
+    words = {at: word for word, at in ID.items() if word not in ("yes", "no")}
+
+    def judge(sha256: str, question: str) -> dict[str, float]:
+        (arrays,) = local.prepared(decode(images[sha256]), [local.worded(question)])
+        likely = by_library(theirs, arrays, 1)[0].double().tolist()
+        return {words.get(at, f"<{at}>"): p for at, p in enumerate(likely)}
+
+    with Running(Settings(latency_s=0.0), judge=judge) as server:
+        for against in ("", "No"):
+            asked = EndpointVqaScore(base_url=server.url, model="tiny", against=against)
+            found = run_map(asked, table).table["vqa_score"].to_pylist()
+            mine = scores(VqaScore(model=weights, against=against), table)
+            assert [one for (one,) in found] == pytest.approx([one for (one,) in mine], abs=1e-4)
+            assert len({round(one, 5) for (one,) in found}) > 3
+
+
 def test_a_servers_logprobs_give_the_same_kind_of_score() -> None:
     top = {" Yes": 0.5, "yes": 0.2, "No": 0.2, "Maybe": 0.05}
     entry = {"token": " Yes", "logprob": math.log(0.5)}
     entry["top_logprobs"] = [{"token": t, "logprob": math.log(p)} for t, p in top.items()]
     found = {"content": [entry]}
-    assert of_logprobs(found) == pytest.approx(0.7)
-    assert of_logprobs(found, against="No") == pytest.approx(7 / 9)
+    assert of_logprobs(found, "Yes") == pytest.approx(0.7)
+    assert of_logprobs(found, "Yes", "No") == pytest.approx(7 / 9)
     assert of_logprobs(found, "Perhaps") == 0
     assert of_logprobs(found, "Perhaps", "Never") is None
-    assert of_logprobs({"content": [{"token": "Yes", "logprob": 0.3}]}) == 1.0  # never above 1
+    assert of_logprobs({"content": [{"token": "Yes", "logprob": 0.3}]}, "Yes") == 1.0  # never above 1
     for broken in (
         {},
         {"content": []},
         {"content": [{"top_logprobs": [{"token": "Yes"}]}]},
         {"content": "no"},
     ):
-        assert of_logprobs(broken) is None
-    assert np.isfinite(of_logprobs({"content": [{"token": "Yes", "logprob": -1e9}]}) or 0.0)
+        assert of_logprobs(broken, "Yes") is None
+    assert np.isfinite(of_logprobs({"content": [{"token": "Yes", "logprob": -1e9}]}, "Yes") or 0.0)
