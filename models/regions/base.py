@@ -52,7 +52,7 @@ class RegionModel(Model):
 
 
 class FillsRegions(RegionModel):
-    """Base of systems that predict masked regions: kinds in REGION_KINDS, by `obj_head` and `feat_head`, or `region_heads`."""
+    """Base of systems that predict masked regions, kinds in REGION_KINDS: by `obj_head`, `feat_head`, or `region_heads`."""
 
     REGION_KINDS: ClassVar[Sequence[str]] = ("obj",)
     region_heads: nn.ModuleDict
