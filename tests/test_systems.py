@@ -79,8 +79,35 @@ def test_figures_are_read_from_a_root(tool: ModuleType, tmp_path: Path) -> None:
     assert tool.figures(tmp_path / "nowhere") == {}
 
 
+POOLED = {"figure": "a.x", "above": "b.x", "pooled_deviations": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [
+        ([(0.5, 0.37), (0.6, 0.47)], False),  # both deviate by 0.071; 0.13 is not more than 0.141
+        ([(0.5, 0.35), (0.6, 0.45)], True),
+        ([(0.5, 0.1)], None),
+    ],
+)
+def test_criteria_over_seeds(tool: ModuleType, values: list[tuple[float, float]], holds: bool | None) -> None:
+    got, said = tool.judge_seeds(POOLED, [{"a.x": (a, 10), "b.x": (b, 10)} for a, b in values])
+    assert got is holds
+    assert "a.x" in said
+
+
+def test_downstream_tasks_are_run_and_shown(tool: ModuleType) -> None:
+    found = {one.name: one for one in tool.tasks()}
+    assert {"downstream/vqa", "downstream/retrieval", "downstream/video_qa"} <= set(found)
+    assert all(one.declared["x-criteria"] for one in found.values())
+    page = tool.page(tool.systems(), list(found.values()))
+    assert "| vqa | `downstream/vqa.yaml` | " in page
+    assert "scores.ir@10 above scratch_scores.ir@10: " in page
+    assert tool.root_of(found["downstream/vqa"], 0).name == "seed_0"
+
+
 def test_criteria_of_shipped_workflows_name_steps(tool: ModuleType) -> None:
-    for one in tool.systems():
+    for one in (*tool.systems(), *tool.tasks()):
         for criterion in one.declared.get("x-criteria", []):
             for key in ("figure", "above", "below"):
                 if isinstance(criterion.get(key), str):

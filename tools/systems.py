@@ -3,25 +3,29 @@
 python tools/systems.py                     # write docs/systems.md from the code and from the figures of earlier runs
 python tools/systems.py --run               # first run each workflow that has `x-criteria`, at seed 0; reuses finished steps
 python tools/systems.py --run --seeds 5     # five seeds
-python tools/systems.py --run --only clip mae
+python tools/systems.py --run --only clip mae downstream/vqa
 
 A system is a module of a room of models/systems; its workflow names it in `x-system`, or has its name, and runs with its
 profile `smoke`, if it has one.
+Downstream tasks are the workflows of workflows/downstream.
 `x-criteria` in a workflow lists what a run must show, each {figure: STEP.NAME, above: STEP.NAME or number}, or `below`, with
-`standard_errors: k` or `by: difference`. `x-seeds` lists the parameters that a seed sets. Figures of runs are kept in
-docs/systems.json.
+`standard_errors: k` or `by: difference`; or with `pooled_deviations: k`, over all seeds: the difference of the means is
+more than k times the root of the mean of both variances. `x-seeds` lists the parameters that a seed sets. Figures of runs
+are kept in docs/systems.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -37,22 +41,34 @@ BLOCK = re.compile(r"vlpipe\.models\.(?:blocks|codebooks)\.(?!base)(\w+)")
 Figures = Mapping[str, tuple[float, int]]  # "step.name" -> (value, number of items)
 
 
-@dataclass(frozen=True)
-class System:
-    """A system and its files. lines: of the model's file. workflow: None without one."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something with a workflow. workflow: None without one."""
 
     name: str
     title: str
+    workflow: Path | None
+
+    @property
+    def declared(self) -> Mapping[str, Any]:
+        return _content(self.workflow) if self.workflow else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(Task):
+    """A system and its files. lines: of the model's file."""
+
     paper: str
     file: Path
     lines: int
     blocks: list[str]
     parity: list[str]
-    workflow: Path | None
 
-    @property
-    def declared(self) -> Mapping[str, Any]:
-        return yaml.safe_load(self.workflow.read_text(encoding="utf-8")) if self.workflow else {}
+
+def tasks() -> list[Task]:
+    """Returns the downstream tasks by name."""
+    files = sorted(WORKFLOWS.joinpath("downstream").glob("*.yaml"))
+    return [Task(name=f"downstream/{f.stem}", title=f.stem.replace("_", " "), workflow=f) for f in files]
 
 
 def systems() -> list[System]:
@@ -71,14 +87,14 @@ def systems() -> list[System]:
         imports = sorted(set(BLOCK.findall(text + (_texts(path) if path.is_dir() else ""))))
         found.append(
             System(
-                name,
-                doc.partition(":")[0],
-                paper[0] if paper else "",
-                file,
-                len(text.splitlines()),
-                imports,
-                _parity_tests(name),
-                workflows.get(name),
+                name=name,
+                title=doc.partition(":")[0],
+                paper=paper[0] if paper else "",
+                file=file,
+                lines=len(text.splitlines()),
+                blocks=imports,
+                parity=_parity_tests(name),
+                workflow=workflows.get(name),
             )
         )
     return found
@@ -93,8 +109,13 @@ def _texts(folder: Path) -> str:
 
 
 def _system_of(workflow: Path) -> str:
-    declared = yaml.safe_load(workflow.read_text(encoding="utf-8"))
-    return str(declared.get("x-system", workflow.stem))
+    return str(_content(workflow).get("x-system", workflow.stem))
+
+
+@functools.cache
+def _content(workflow: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = yaml.safe_load(workflow.read_text(encoding="utf-8"))
+    return found
 
 
 def _parity_tests(name: str) -> list[str]:
@@ -119,8 +140,8 @@ def objectives(declared: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def run(system: System, seed: int) -> bool:
-    """Runs the workflow of a system on this machine and keeps its figures. Returns whether it ended well."""
+def run(system: Task, seed: int) -> bool:
+    """Runs the workflow of a system or task on this machine and keeps its figures. Returns whether it ended well."""
     assert system.workflow is not None
     sets = [f"--set={key}={seed}" for key in system.declared.get("x-seeds", [])]
     profile = ["--profile", "smoke"] if "smoke" in system.declared.get("profiles", {}) else []
@@ -142,7 +163,7 @@ def seen() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def root_of(system: System, seed: int) -> Path:
+def root_of(system: Task, seed: int) -> Path:
     return ROOTS / system.name / f"seed_{seed}"
 
 
@@ -183,6 +204,24 @@ def judge(criterion: Mapping[str, Any], found: Figures) -> tuple[bool | None, st
     return gap >= margin, said + (f", by at least {margin:.3f}{unit}" if margin else "")
 
 
+def judge_seeds(criterion: Mapping[str, Any], found: Sequence[Figures]) -> tuple[bool | None, str]:
+    """As `judge`, of a criterion with `pooled_deviations`, from the figures of each seed. None for fewer than two seeds."""
+    way = "above" if "above" in criterion else "below"
+    names = criterion["figure"], criterion[way]
+    values = [[one[name][0] for one in found if name in one] for name in names]
+    if min(map(len, values)) < 2:
+        return None, f"{names[0]} {way} {names[1]}: needs runs of two seeds or more"
+    means = [statistics.mean(several) for several in values]
+    pooled = math.sqrt(statistics.mean(statistics.variance(several) for several in values))
+    margin = criterion["pooled_deviations"] * pooled
+    gap = means[0] - means[1] if way == "above" else means[1] - means[0]
+    said = f"means of seeds: {names[0]} {means[0]:.3f} {way} {names[1]} {means[1]:.3f}"
+    return (
+        gap > margin,
+        f"{said}, by more than {margin:.3f} ({criterion['pooled_deviations']} pooled deviations)",
+    )
+
+
 def _variance(share: float, num: int) -> float:
     """The variance of a share of `num` items; at least that of one item, so that 0 of 1,000 has an error too."""
     return max(share * (1 - share), (1 - 1 / num) / num) / num
@@ -201,19 +240,34 @@ def rows(found: list[System]) -> Iterator[str]:
         )
 
 
-def runs(found: list[System]) -> Iterator[str]:
+def task_rows(found: list[Task]) -> Iterator[str]:
+    yield "| task | workflow | losses |"
+    yield "|---|---|---|"
+    for one in found:
+        assert one.workflow is not None
+        workflow = one.workflow.relative_to(WORKFLOWS)
+        yield f"| {one.title} | `{workflow}` | {', '.join(objectives(one.declared))} |"
+
+
+def runs(found: Sequence[Task]) -> Iterator[str]:
     yield "| system | seed | date | criterion | holds |"
     yield "|---|---|---|---|---|"
+    answers = {True: "yes", False: "**no**", None: "-"}
     known = seen()
     for one in found:
+        of_seeds = sorted(known.get(one.name, {"-": {"date": "-", "figures": {}}}).items())
         for criterion in one.declared.get("x-criteria", []):
-            for seed, result in sorted(known.get(one.name, {"-": {"date": "-", "figures": {}}}).items()):
+            if "pooled_deviations" in criterion:
+                holds, said = judge_seeds(criterion, [result["figures"] for _, result in of_seeds])
+                seeds, day = ", ".join(seed for seed, _ in of_seeds), max(r["date"] for _, r in of_seeds)
+                yield f"| {one.title} | {seeds} | {day} | {said} | {answers[holds]} |"
+                continue
+            for seed, result in of_seeds:
                 holds, said = judge(criterion, result["figures"])
-                answer = {True: "yes", False: "**no**", None: "-"}[holds]
-                yield f"| {one.title} | {seed} | {result['date']} | {said} | {answer} |"
+                yield f"| {one.title} | {seed} | {result['date']} | {said} | {answers[holds]} |"
 
 
-def page(found: list[System]) -> str:
+def page(found: list[System], downstream: list[Task]) -> str:
     lines = [
         "# Systems",
         "",
@@ -223,9 +277,13 @@ def page(found: list[System]) -> str:
         "",
         *rows(found),
         "",
+        "## Downstream tasks",
+        "",
+        *task_rows(downstream),
+        "",
         "## What the runs showed",
         "",
-        *runs(found),
+        *runs([*found, *downstream]),
         "",
     ]
     return "\n".join(lines)
@@ -239,11 +297,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[])
     args = parser.parse_args()
-    found, failed = systems(), []
-    for one in found:
+    found, downstream, failed = systems(), tasks(), []
+    for one in (*found, *downstream):
         if args.run and one.declared.get("x-criteria") and (not args.only or one.name in args.only):
             failed += [f"{one.name}, seed {seed}" for seed in range(args.seeds) if not run(one, seed)]
-    PAGE.write_text(page(found), encoding="utf-8")
+    PAGE.write_text(page(found, downstream), encoding="utf-8")
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return bool(failed)

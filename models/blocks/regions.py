@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,28 +36,43 @@ class MeanRegionEmbed(nn.Module):
 class SumRegionEmbed(nn.Module):
     """Regions (B, R, feat_dim) -> (B, R, width): the norm of the sum of the projected feature and box, and of what is added.
 
-    The box is x1, y1, x2, y2 and its area, as fractions (ViLBERT, Unicoder-VL, InterBERT). whole: a region before them is
-    the whole image, (B, R + 1, width): its feature is the mean of those of all regions, as they are after masking.
+    The box is x1, y1, x2, y2 and its area, as fractions (ViLBERT, Unicoder-VL, ImageBERT, InterBERT, ERNIE-ViL, UNIMO).
+    whole: a region before them is the whole image, (B, R + 1, width). Its feature is the mean of those of "all" regions, as
+    they are after masking, or of the "unmasked" ones (target["masked"]); 0 if there is none. Lu et al. 2019 (ViLBERT),
+    https://arxiv.org/abs/1908.02265.
     """
 
-    def __init__(self, feat_dim: int, width: int, dropout: float, *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        feat_dim: int,
+        width: int,
+        dropout: float,
+        *,
+        whole: Literal["all", "unmasked"] | None = None,
+    ) -> None:
         super().__init__()
         self.dropout, self.whole = dropout, whole
         self.feat, self.box = nn.Linear(feat_dim, width), nn.Linear(5, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def forward(self, regions: Stream, added: Tensor | float = 0.0) -> Tensor:
         """added: what is added before the norm, such as the embedding of a type (width,)."""
         feats, corners = regions.data, regions.extra["box"]
         area = (corners[..., 2:] - corners[..., :2]).prod(-1, keepdim=True)
         place = torch.cat([corners, area], dim=-1).to(feats)
-        if self.whole:
-            seen = seen_regions(regions)[..., None]
-            mean = (feats * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
-            feats = torch.cat([mean, feats], dim=1)
-            place = torch.cat([place.new_tensor([0.0, 0, 1, 1, 1]).expand(len(place), 1, 5), place], dim=1)
+        if self.whole is not None:
+            feats = torch.cat([self._mean(regions), feats], dim=1)
+            of_all = F.pad(place.new_ones(len(place), 1, 3), (2, 0))  # 0, 0, 1, 1, 1
+            place = torch.cat([of_all, place], dim=1)
         x = self.norm(self.feat(feats) + self.box(place) + added)
         return F.dropout(x, self.dropout, self.training)
+
+    def _mean(self, regions: Stream) -> Tensor:
+        counted = seen_regions(regions)
+        if self.whole == "unmasked" and "masked" in regions.target:
+            counted = counted & ~regions.target["masked"]
+        weight = counted[..., None].to(regions.data)
+        return (regions.data * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
 
 
 def seen_regions(regions: Stream, whole: bool = False) -> Tensor:
@@ -121,32 +138,3 @@ class CoLayer(nn.Module):
             to_regions, to_words = self.cross
             words, regions = to_regions(words, regions, region_keys), to_words(regions, words, word_keys)
         return self.words(words), self.regions(regions)
-
-
-class WholeRegionEmbed(nn.Module):
-    """Regions -> (B, 1 + R, width): the norm of projected feature and place; the first is the whole image.
-
-    ViLBERT's, Lu et al. 2019, https://arxiv.org/abs/1908.02265: a place is x1, y1, x2, y2, area. The feature of the whole
-    image is the mean of those that are not masked; its box is all of it.
-    """
-
-    def __init__(self, feat_dim: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.feat, self.box = nn.Linear(feat_dim, width), nn.Linear(5, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-    def forward(self, feats: Tensor, corners: Tensor, shown: Tensor) -> Tensor:
-        """feats: (B, R, feat_dim). corners: (B, R, 4). shown: (B, R) bool, neither masked nor padding."""
-        weight = shown.to(feats)[..., None]
-        whole = (feats * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        area = (corners[..., 2:] - corners[..., :2]).prod(-1, keepdim=True)
-        boxes = torch.cat([corners, area], -1)
-        all_of_it = F.pad(boxes.new_ones(len(boxes), 1, 3), (2, 0))  # 0, 0, 1, 1, 1
-        x = self.feat(torch.cat([whole, feats], 1)) + self.box(torch.cat([all_of_it, boxes], 1))
-        return F.dropout(self.norm(x), self.dropout, self.training)
-
-
-def shown(masked: Tensor | None, seen: Tensor) -> Tensor:
-    """Returns (B, R) bool: regions that are neither padding (`seen`) nor `masked`, None for none."""
-    return seen if masked is None else seen & ~masked

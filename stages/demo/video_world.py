@@ -98,12 +98,13 @@ class VideoWorld(GatherStage):
     """Generates videos. Artifacts: train/NAME.mp4|mkv|webm with NAME.en.vtt or NAME.en.srt, the same in eval/, and TABLES.
 
     Each of TABLES is a Parquet file. videos, seen and said are the ground truth, for evaluation stages only; captions (of
-    segments) and questions are data that a user would provide. A film has 3 to 7 segments of 3 to 6 s, at 10 frames per
-    second. about_other: fraction of utterances that are not about what is visible; silent: fraction of segments without an
-    utterance; corrupt: fraction of files that cannot be decoded.
+    segments) and questions are data that a user would provide. A film has segments of 3 to 6 s, at 10 frames per second.
+    num_segments: the least and the most of a film. about_other: fraction of utterances that are not about what is visible;
+    silent: fraction of segments without an utterance; corrupt: fraction of files that cannot be decoded.
     """
 
     ROWS_ARE: ClassVar[str] = "none"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"num_segments"})
 
     seed: int = 0
     num_train: Annotated[int, Field(ge=1)] = 60
@@ -114,11 +115,16 @@ class VideoWorld(GatherStage):
     silent: Share = 0.1
     corrupt: Share = 0.03
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, drawn from -1 s to this
+    num_segments: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = NUM_SEGMENTS
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])
+
+    def preflight(self) -> list[str]:
+        least, most = self.num_segments
+        return [f"num_segments: wanted [least, most], got [{least}, {most}]"] if least > most else []
 
     def run(self, job: Job) -> None:
         folder = Path(job.artifacts)
@@ -143,7 +149,7 @@ class VideoWorld(GatherStage):
         coding = CODINGS[index % len(CODINGS)]
         kind = str(rng.choice(SUBTITLES))
         lag_s = round(float(rng.uniform(-1, self.max_lag_s)), 2)
-        segments = draw_film(rng, int(rng.integers(*NUM_SEGMENTS, endpoint=True)), self.two_things)
+        segments = draw_film(rng, int(rng.integers(*self.num_segments, endpoint=True)), self.two_things)
         return Film(
             split=split,
             name=base64.urlsafe_b64encode(hashlib.sha256(repr(seed).encode()).digest())[:11].decode(),

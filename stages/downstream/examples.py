@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.loading.makers.base import Maker
+from vlpipe.stages.loading.makers.base import Item, Maker
 from vlpipe.stages.loading.rows import Row, read_unit, scan
 
 if TYPE_CHECKING:
@@ -61,13 +61,18 @@ def batches(
     columns = tuple(dict.fromkeys(name for maker in makers.values() for name in maker.COLUMNS))
     left = examples(inputs, columns)
     while found := list(islice(left, size)):
-        streams = {name: _stream(maker, found, loaded) for name, maker in makers.items()}
-        yield found, batch_of(streams)
+        items = {name: _items(maker, found) for name, maker in makers.items()}
+        yield found, batch_of({name: stream_of(maker, items[name], loaded) for name, maker in makers.items()})
 
 
-def _stream(maker: Maker, found: Sequence[Example], loaded: Loaded) -> Stream:
+def _items(maker: Maker, found: Sequence[Example]) -> list[Item]:
     rng = np.random.default_rng(0)  # nothing is drawn from it without augmentation
-    stream = maker.collate([maker(one.row, one.text, rng) for one in found])
+    return [maker(one.row, one.text, rng) for one in found]
+
+
+def stream_of(maker: Maker, items: Sequence[Item], loaded: Loaded) -> Stream:
+    """Returns the stream of a maker's items, on the model's device and in its floating-point type."""
+    stream = maker.collate(items)
     moved = maker.on_device(stream.map(lambda value: value.to(loaded.device)))
     return moved.map(lambda value: value.to(loaded.dtype) if value.is_floating_point() else value)
 

@@ -41,6 +41,7 @@ class GeneratedAnswers(GatherStage):
     """
 
     NAME: ClassVar[str] = "downstream.generated:GeneratedAnswers"
+    VERSION: ClassVar[int] = 2  # contractions have their apostrophes
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True

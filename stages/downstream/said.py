@@ -40,6 +40,7 @@ class SaidAnswers(FolderSource):
     """
 
     NAME: ClassVar[str] = "downstream.said:SaidAnswers"
+    VERSION: ClassVar[int] = FolderSource.VERSION + 1  # contractions have their apostrophes
     MORE: ClassVar[tuple[pa.Field, ...]] = (pa.field("said", SAID),)
 
     questions: ListFile

@@ -138,6 +138,7 @@ class MsrvttQuestions(AsksVideos):
     """
 
     NAME: ClassVar[str] = "downstream.video_questions:MsrvttQuestions"
+    VERSION: ClassVar[int] = 2  # contractions have their apostrophes
     MORE: ClassVar[pa.Field] = pa.field("said", SAID)
 
     file_name: str = "video{id}"

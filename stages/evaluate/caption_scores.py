@@ -1,4 +1,4 @@
-"""CIDEr and BLEU-4 by pycocoevalcap's scorers, without Java: only the tokenizer is reimplemented.
+"""CIDEr and BLEU-4 by pycocoevalcap's scorers, without Java: only the tokenizer is reimplemented. Others on the same tokens.
 
 COCOEvalCap runs Stanford's PTBTokenizer in Java. `ptb_like` follows its rules for English captions (lower case,
 clitics split off, punctuation removed), so scores are close to those of COCOEvalCap but not identical.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE, meteor, spice
+from vlpipe.stages.evaluate.caption_metrics.rouge import rouge_l
 
 TOKENIZER = "ptb_like"  # reported with every score, because scores depend on the tokenizer
-PIP_LINE = "pip install 'vlpipe[eval]'"
+Metric = Literal["rouge_l", "meteor", "spice"]  # beside CIDEr and BLEU-4
 
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 _CLITIC = re.compile(r"(?<=\w)('s|'m|'d|'re|'ve|'ll|n't)\b")
@@ -56,3 +59,23 @@ def caption_scores(
     cider, each = Cider().compute_score(wanted, found)
     bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
     return {"cider": float(cider), "bleu@4": float(bleu[3])}, np.asarray(each, np.float64)
+
+
+def more_scores(
+    metric: Metric, captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, npt.NDArray[np.float64] | None]:
+    """Returns a score of all captions, from 0 to 1, and of each, (N,), whose mean it is; None for METEOR, which has none.
+
+    Raises VlpipeError if METEOR or SPICE cannot be computed here; see `caption_metrics.java`.
+    """
+    found = [ptb_like(caption) for caption in captions]
+    wanted = [[ptb_like(r) for r in several] for several in references]
+    if metric == "meteor":
+        return meteor(found, wanted), None
+    if metric == "spice":
+        each = spice(found, wanted)
+    else:
+        each = np.array(
+            [rouge_l(c.split(), [r.split() for r in s]) for c, s in zip(found, wanted, strict=True)]
+        )
+    return float(each.mean()), each

@@ -1,22 +1,25 @@
-"""Generates captions for held-out images and scores them against human captions: CIDEr and BLEU-4."""
+"""Generates captions for held-out images and scores them against human captions: CIDEr, BLEU-4, and others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
-from vlpipe.stages.evaluate.caption_scores import PIP_LINE, TOKENIZER, caption_scores
+from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE, java_problems
+from vlpipe.stages.evaluate.caption_scores import TOKENIZER, Metric, caption_scores, more_scores
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.inference.ahead import Ahead
@@ -27,18 +30,25 @@ if TYPE_CHECKING:
 
     from vlpipe.stages.common.model import Loaded
 
+Found = list[tuple[Key, str]]  # image with its references, caption
+
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(RunsModel, GatherStage):
-    """Emits RESULTS `cider` (0 to 10) and `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references;
-    `items.parquet` (columns: ITEMS): `cider` of each image, for `evaluate.compare`.
+    """Emits RESULTS `cider` (0 to 10), `bleu@4` (0 to 1) and those of `more` (0 to 1). Artifact `captions.json`: each
+    caption with its references; `items.parquet` (columns: ITEMS): the scores of each image, for `evaluate.compare`,
+    without BLEU's and METEOR's, which are of all captions together.
 
     source: `source` of the texts that are references. num_beams: 1 is greedy search; BLIP uses 3. min_length, max_length:
     new tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for [DEC] and "a picture of").
+
+    more: of rouge_l, meteor and spice; the last two need Java. by: a column of strings, such as NoCaps' `domain`: scores are
+    also of the captions of each of its values alone, as `NAME/VALUE`, if it has two or more.
     """
 
     NAME: ClassVar[str] = "evaluate.captions:Captions"
     VERSION: ClassVar[int] = 3  # 2: never generates [UNK] or [MASK]; 3: items.parquet
+    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"more", "by"}
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
@@ -50,9 +60,13 @@ class Captions(RunsModel, GatherStage):
     min_length: int = 1
     max_length: int = 20
     batch_size: int = 64
+    more: tuple[Metric, ...] = ()
+    by: str | None = None
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need_heldout(inp, "evaluate.captions")
+        if self.by is not None:
+            need(inp, "evaluate.captions", **{self.by: pa.string()})
         return RESULTS
 
     def preflight(self) -> list[str]:
@@ -66,7 +80,8 @@ class Captions(RunsModel, GatherStage):
             )
         if find_spec("pycocoevalcap") is None:
             problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")
-        return problems
+        java = [metric for metric in self.more if metric != "rouge_l"]
+        return problems + [problem for metric in java for problem in java_problems(metric)]
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import Generates
@@ -86,18 +101,43 @@ class Captions(RunsModel, GatherStage):
         if not found:
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
-        scores, ciders = caption_scores(
-            [caption for _, caption in found], [several for (_, several), _ in found]
-        )
+        rows, of_images = self._scored(found)
+        for name, part in self._parts(job, found):
+            rows += [{**row, "name": f"{row['name']}/{name}"} for row in self._scored(part)[0]]
         job.say(f"{len(found)} captions scored, tokenizer {TOKENIZER}")
         self._write(Path(job.artifacts) / "captions.json", found)
-        ids = [id_ for (id_, _), _ in found]
-        write_items(Path(job.artifacts), [items("cider", list(zip(ids, ids, strict=True)), ciders)])
-        rows = [{"name": name, "value": value, "num_rows": len(found)} for name, value in scores.items()]
+        write_items(Path(job.artifacts), of_images)
         job.emit(pa.Table.from_pylist(rows, RESULTS))
 
-    def _captions(self, job: Job, model: Loaded, rejects: list[Reject]) -> list[tuple[Key, str]]:
-        found: list[tuple[Key, str]] = []
+    def _scored(self, found: Found) -> tuple[list[dict[str, Any]], list[pa.Table]]:
+        """Returns RESULTS rows, and ITEMS of the scores that each image has."""
+        captions, wanted = [caption for _, caption in found], [several for (_, several), _ in found]
+        scores, ciders = caption_scores(captions, wanted)
+        each: dict[str, npt.NDArray[np.float64] | None] = {"cider": ciders}
+        for metric in self.more:
+            scores[metric], each[metric] = more_scores(metric, captions, wanted)
+        ids = [id_ for (id_, _), _ in found]
+        of = list(zip(ids, ids, strict=True))
+        rows = [{"name": name, "value": value, "num_rows": len(found)} for name, value in scores.items()]
+        return rows, [items(name, of, values) for name, values in each.items() if values is not None]
+
+    def _parts(self, job: Job, found: Found) -> Iterator[tuple[str, Found]]:
+        """Yields the values of the column `by` in order, and the captions of each; those of one image have no CIDEr."""
+        if self.by is None:
+            return
+        value_of: dict[str, str | None] = {}
+        for data in job.inputs:
+            for table in data.batches(["id", self.by]):
+                value_of |= zip(table["id"].to_pylist(), table[self.by].to_pylist(), strict=True)
+        parts: dict[str, Found] = {}
+        for (id_, several), caption in found:
+            value = value_of[id_]
+            if value is not None:
+                parts.setdefault(value, []).append(((id_, several), caption))
+        yield from ((value, part) for value, part in sorted(parts.items()) if len(part) > 1)
+
+    def _captions(self, job: Job, model: Loaded, rejects: list[Reject]) -> Found:
+        found: Found = []
         with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
             images = heldout(job, self.source, model.image_size, rejects, ahead)
             encoded = encode_images(images, model.encode_images, self.batch_size, ahead)
@@ -122,6 +162,6 @@ class Captions(RunsModel, GatherStage):
             )
         return [model.tokenizer.decode(ids) for ids in found]
 
-    def _write(self, path: Path, found: list[tuple[Key, str]]) -> None:
+    def _write(self, path: Path, found: Found) -> None:
         captions = [{"id": id_, "caption": c, "references": several} for (id_, several), c in found]
         path.write_bytes(canonical_json({"tokenizer": TOKENIZER, "captions": captions}))

@@ -26,7 +26,7 @@ from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import RESULTS
-from vlpipe.stages.evaluate.caption_scores import PIP_LINE
+from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE
 
 if TYPE_CHECKING:
     from vlpipe.stages.common.detector import Detector

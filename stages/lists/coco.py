@@ -3,6 +3,7 @@
 COCO: https://cocodataset.org/#format-data, {images: [{id, file_name, coco_url}], annotations: [{image_id, caption}]}.
 Karpathy: https://cs.stanford.edu/people/karpathy/deepimagesent/,
 {images: [{filename, filepath, split, sentences: [{raw}]}]}.
+NoCaps: https://nocaps.org, COCO's form with a domain of each image.
 BLIP: https://github.com/salesforce/BLIP, [{image, caption}]; `caption` is a list in the files for evaluation
 (coco_karpathy_test.json), else each image is listed once per caption (coco_karpathy_train.json).
 """
@@ -47,6 +48,44 @@ class CocoCaptions(FolderSource):
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.annotations.path, "file_name", self.split)
         yield from captioned_rows(images, source=self.source, text_source="human", limit=self.text_limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NocapsCaptions(FolderSource):
+    """NoCaps' images with their captions, and the columns `image_number`, the id in its files, and `domain`: in-domain,
+    near-domain or out-domain.
+
+    annotations: nocaps_val_4500_captions.json; or nocaps_test_image_info.json, which has no captions and no domains: rows
+    without texts, whose domain is null. Agrawal et al. 2019, https://arxiv.org/abs/1812.08658.
+    """
+
+    annotations: ListFile
+    source: str = "nocaps"
+
+    NAME: ClassVar[str] = "lists.coco:NocapsCaptions"
+    VERSION: ClassVar[int] = FolderSource.VERSION
+    MORE: ClassVar[tuple[pa.Field, ...]] = (
+        pa.field("image_number", pa.int64()),
+        pa.field("domain", pa.string()),
+    )
+
+    def rows(self) -> Iterator[pa.Table]:
+        path = self.annotations.path
+        content = load_json(path)
+        images = wanted(content, "images", list, path)
+        for number, image in enumerate(images):
+            where = f"{path}: images[{number}]"
+            wanted(image, "id", int, where)
+            if not isinstance(image.get("domain", ""), str):
+                raise VlpipeError(f"{where}: wanted a domain that is a text, got {image['domain']!r}")
+        found = _coco({"annotations": [], **content}, path, "file_name")
+        listed = (Captioned(name, [c.strip() for c in captions if c.strip()]) for name, captions in found)
+        left = iter(images)
+        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
+            more = [next(left) for _ in range(table.num_rows)]
+            for field, key in zip(self.MORE, ("id", "domain"), strict=True):
+                table = table.append_column(field, pa.array([one.get(key) for one in more], field.type))
+            yield table
 
 
 def _has_splits(path: str) -> bool:

@@ -5,10 +5,7 @@ Yu et al. 2020, https://arxiv.org/abs/2006.16934. The network is ViLBERT's: Lu e
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import (
@@ -19,10 +16,10 @@ from vlpipe.models.blocks.post_norm import (
     Transform,
     init_bert,
 )
-from vlpipe.models.blocks.regions import WholeRegionEmbed, shown
+from vlpipe.models.blocks.regions import SumRegionEmbed, seen_regions
 from vlpipe.models.blocks.text import Pooler, TextEmbed
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions, class_head
 
 
 class Bridge(nn.Module):
@@ -43,15 +40,12 @@ class Bridge(nn.Module):
         )
 
 
-class ErnieVil(Model):
+class ErnieVil(FillsRegions):
     """Defaults are those of ERNIE-ViL-base: 12 layers of words, 6 of regions, which follow 6 bridges.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1. Bridges project to
     the width of the stream that attends, where ViLBERT has 1,024 for both; each stream's last layers come after the bridges.
     """
-
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
-    REGION_KINDS = ("obj",)
 
     def __init__(
         self,
@@ -73,7 +67,7 @@ class ErnieVil(Model):
         if layers < image_layers:
             raise ValueError(f"ErnieVil: layers must be at least image_layers = {image_layers}, got {layers}")
         self.words = TextEmbed(vocab_size, max_text_length, width, num_types=2, dropout=dropout)
-        self.regions = WholeRegionEmbed(feat_dim, image_width, dropout)
+        self.regions = SumRegionEmbed(feat_dim, image_width, dropout, whole="unmasked")
         self.language = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.vision = nn.ModuleList(
             PostNormLayer(image_width, image_heads, dropout, image_width) for _ in range(image_layers)
@@ -84,26 +78,16 @@ class ErnieVil(Model):
         self.image_to_words = nn.Linear(image_width, width) if image_width != width else nn.Identity()
         self.match_head = nn.Linear(width, 2)
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
-        self.obj_head = nn.Sequential(Transform(image_width), nn.Linear(image_width, num_objects))
+        self.obj_head = class_head(image_width, num_objects)
         init_bert(self, init_std)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
 
     def both(self, out: Outputs) -> tuple[Tensor, Tensor]:
         """Words (B, L, width); the whole image and its regions (B, 1 + R, image_width)."""
         text, stream = out.stream("text"), out.stream("regions")
         assert text.mask is not None
-        seen = stream.mask
-        if seen is None:
-            seen = torch.ones(stream.data.shape[:2], dtype=torch.bool, device=stream.data.device)
-        word_keys, image_keys = text.mask[:, None, None, :], F.pad(seen, (1, 0), value=True)[:, None, None, :]
-        words, image = (
-            self.words(text.data, text.extra.get("segment")),
-            self.regions(stream.data, stream.extra["box"], shown(stream.target.get("masked"), seen)),
-        )
+        word_keys = text.mask[:, None, None, :]
+        image_keys = seen_regions(stream, whole=True)[:, None, None, :]
+        words, image = self.words(text.data, text.extra.get("segment")), self.regions(stream)
         alone = len(self.language) - len(self.vision)
         for layer in self.language[:alone]:
             words = layer(words, word_keys)
@@ -122,18 +106,3 @@ class ErnieVil(Model):
 
     def match(self, out: Outputs) -> Tensor:
         return self.match_head(out.pooled)
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.both[0]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        return out.both[1][:, 1:]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "obj". Raises ValueError for another: ERNIE-ViL predicts the detector's classes alone."""
-        if kind != "obj":
-            raise ValueError(f"ErnieVil predicts objects of regions, not {kind!r}")
-        return self.obj_head(hidden)

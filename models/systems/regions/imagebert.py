@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, init_bert
 from vlpipe.models.blocks.regions import SumRegionEmbed, seen_regions
 from vlpipe.models.blocks.text import Pooler, TextEmbed, WordHead
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions, MatchesFirst, class_head
 
 
-class ImageBert(Model):
+class ImageBert(MatchesFirst, FillsRegions):
     """Defaults are those of BERT-base. Reads `[CLS] words [SEP] regions`.
 
     A region is the norm of the sum of its projected feature and box (x1, y1, x2, y2, area, from 0 to 1), of the embedding of
@@ -22,7 +20,6 @@ class ImageBert(Model):
     neither stream sees the other.
     """
 
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
     REGION_KINDS = ("feat", "obj")
 
     def __init__(
@@ -47,15 +44,8 @@ class ImageBert(Model):
         self.pooler, self.match_head = Pooler(width), nn.Linear(width, 2)
         self.word_head = WordHead(width, vocab_size, tied=self.words.words)
         kinds = {"obj": num_objects, "feat": feat_dim}
-        self.region_heads = nn.ModuleDict(
-            {kind: nn.Sequential(Transform(width), nn.Linear(width, num)) for kind, num in kinds.items()}
-        )
+        self.region_heads = nn.ModuleDict({kind: class_head(width, num) for kind, num in kinds.items()})
         init_bert(self, init_std)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         text, image = out.stream("text"), out.stream("regions")
@@ -71,21 +61,3 @@ class ImageBert(Model):
         for block in self.blocks:
             x = block(x, keys)
         return {"text": x[:, :length], "regions": x[:, length:]}
-
-    def match(self, out: Outputs) -> Tensor:
-        return self.match_head(self.pooler(out.fused["text"]))
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return self.word_head(hidden)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["regions"]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "feat" or "obj". Raises ValueError for "attr": ImageBERT predicts no attributes."""
-        if kind not in self.REGION_KINDS:
-            raise ValueError(f"ImageBert predicts features and objects of regions, not {kind!r}")
-        return self.region_heads[kind](hidden)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, init_bert
 from vlpipe.models.blocks.regions import SumRegionEmbed, seen_regions
 from vlpipe.models.blocks.text import TextEmbed, WordHead
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import MatchesBoth, class_head
 
 
-class InterBert(Model):
+class InterBert(MatchesBoth):
     """Defaults are the paper's: 6 joint layers, then 6 of words and 6 of regions, all of BERT-base's size.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1; before them is the
@@ -23,9 +20,6 @@ class InterBert(Model):
     product of the first word and the whole image, each projected with ReLU, as in the released code. num_objects: the
     detector's classes and background.
     """
-
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
-    REGION_KINDS = ("obj",)
 
     def __init__(
         self,
@@ -44,7 +38,7 @@ class InterBert(Model):
     ) -> None:
         super().__init__()
         self.words = TextEmbed(vocab_size, max_text_length, width, num_types=2, dropout=dropout)
-        self.regions = SumRegionEmbed(feat_dim, width, dropout, whole=True)
+        self.regions = SumRegionEmbed(feat_dim, width, dropout, whole="all")
         self.joint_blocks, self.word_blocks, self.region_blocks = (
             nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(num))
             for num in (joint_layers, word_layers, region_layers)
@@ -52,13 +46,8 @@ class InterBert(Model):
         self.word_pool, self.region_pool = nn.Linear(width, width), nn.Linear(width, width)
         self.match_head = nn.Linear(width, 2)
         self.word_head = WordHead(width, vocab_size, tied=self.words.words)
-        self.obj_head = nn.Sequential(Transform(width), nn.Linear(width, num_objects))
+        self.obj_head = class_head(width, num_objects)
         init_bert(self, init_std)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         """Hidden states of words (B, L, width), and of the whole image and regions (B, R + 1, width)."""
@@ -77,28 +66,3 @@ class InterBert(Model):
         for block in self.region_blocks:
             regions = block(regions, seen[:, None, None, :])
         return {"text": words, "regions": regions}
-
-    def pooled(self, out: Outputs) -> Tensor:
-        """(B, width): the product of the projected first word, [CLS], and whole image."""
-        words = F.relu(self.word_pool(out.fused["text"][:, 0]))
-        return words * F.relu(self.region_pool(out.fused["regions"][:, 0]))
-
-    def match(self, out: Outputs) -> Tensor:
-        dropped = F.dropout(out.pooled, self.config.dropout, self.training)
-        return self.match_head(dropped)
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return self.word_head(hidden)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        """(B, R, width), without the whole image."""
-        return out.fused["regions"][:, 1:]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "obj". Raises ValueError for another: InterBERT predicts no features or attributes."""
-        if kind != "obj":
-            raise ValueError(f"InterBert predicts objects of regions, not {kind!r}")
-        return self.obj_head(hidden)

@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import INIT_STD, CrossAttention, PostNormLayer, Transform, init_bert
 from vlpipe.models.blocks.regions import MeanRegionEmbed
 from vlpipe.models.blocks.text import Pooler, TextEmbed
 from vlpipe.models.interface.capabilities import Answers
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions
 
 
 class CrossLayer(nn.Module):
@@ -41,7 +40,7 @@ class CrossLayer(nn.Module):
         return self.words(words, word_keys), self.regions(regions, region_keys)
 
 
-class Lxmert(Model):
+class Lxmert(FillsRegions):
     """Defaults are the paper's. num_answers: of question answering; 0 for no such head (the paper has 9,500). With
     one, the stream `answer` has the label of each row.
 
@@ -50,7 +49,6 @@ class Lxmert(Model):
     cross_attention: False is a control in which neither stream sees the other.
     """
 
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
     FORMATS = ("lxmert",)
     REGION_KINDS = ("feat", "obj", "attr")
 
@@ -128,14 +126,5 @@ class Lxmert(Model):
             raise ValueError("Lxmert: this model answers no questions; set num_answers")
         return self.answer_head(out.pooled)
 
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
-
     def region_hidden(self, out: Outputs) -> Tensor:
         return self.region_transform(out.fused["regions"])
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        return self.region_heads[kind](hidden)

@@ -5,21 +5,20 @@ Li et al. 2020, https://arxiv.org/abs/2004.06165; Oscar+ is VinVL's, Zhang et al
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import INIT_STD, NORM_EPS, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import Pooler, TextEmbed
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.interface.pair_capabilities import TellsPolluted
+from vlpipe.models.regions.base import RegionModel
 
 
-class Oscar(Model):
+class Oscar(RegionModel):
     """Defaults are those of Oscar-base.
 
     The stream `text` is `[CLS] caption [SEP] tags [SEP]` (`tags:CaptionAndTags`). The stream `regions` has features of
@@ -60,11 +59,6 @@ class Oscar(Model):
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
         init_bert(self, init_std)
 
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
-
     def lacks(self, capability: type) -> bool:
         return capability is TellsPolluted and self.config.contrast == 2
 
@@ -73,12 +67,10 @@ class Oscar(Model):
         assert text.mask is not None
         segment = text.extra.get("segment")
         x = torch.cat([self.words(text.data, segment), self._regions(image)], dim=1)
-        shown, seen = text.mask, image.mask
+        shown = text.mask
         if not self.config.tags and segment is not None:
             shown = shown & (segment == 0)
-        if seen is None:
-            seen = torch.ones(image.data.shape[:2], dtype=torch.bool, device=x.device)
-        keys = torch.cat([shown, seen], dim=1)[:, None, None, :]
+        keys = torch.cat([shown, seen_regions(image)], dim=1)[:, None, None, :]
         for block in self.blocks:
             x = block(x, keys)
         length = text.data.shape[1]
@@ -103,9 +95,3 @@ class Oscar(Model):
             return self.contrast_head(self.pooler(out.fused["text"]))
         right, wrong = out.polluted[:, 0], out.polluted[:, 1:].logsumexp(1)
         return torch.stack([wrong, right], dim=1)
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, init_bert
 from vlpipe.models.blocks.regions import SumRegionEmbed, seen_regions
 from vlpipe.models.blocks.text import Pooler, TextEmbed, WordHead
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions, MatchesFirst, class_head
 
 
-class UnicoderVl(Model):
+class UnicoderVl(MatchesFirst, FillsRegions):
     """Defaults are those of BERT-base; no code was published. Reads `[CLS] regions [SEP] words [SEP]`; sep: id of [SEP].
 
     A region is the norm of the sum of its projected feature and box (x1, y1, x2, y2, area, from 0 to 1) and of the embedding
     of the token [IMG], a segment of its own; regions have no positions, as their boxes tell where they are. `match` is the
     score of [CLS]. cross_attention: False is a control in which neither stream sees the other.
     """
-
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
-    REGION_KINDS = ("obj",)
 
     def __init__(
         self,
@@ -48,13 +43,8 @@ class UnicoderVl(Model):
         self.blocks = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.pooler, self.match_head = Pooler(width), nn.Linear(width, 2)
         self.word_head = WordHead(width, vocab_size, tied=self.words.words)
-        self.obj_head = nn.Sequential(Transform(width), nn.Linear(width, num_objects))
+        self.obj_head = class_head(width, num_objects)
         init_bert(self, init_std)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         """Hidden states of the text, its first [CLS], and of the regions. The [SEP] between them has none."""
@@ -80,21 +70,3 @@ class UnicoderVl(Model):
         for block in self.blocks:
             x = block(x, keys)
         return {"text": torch.cat([x[:, :1], x[:, num + 2 :]], dim=1), "regions": x[:, 1 : num + 1]}
-
-    def match(self, out: Outputs) -> Tensor:
-        return self.match_head(self.pooler(out.fused["text"]))
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return self.word_head(hidden)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["regions"]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "obj". Raises ValueError for another: Unicoder-VL predicts no features or attributes."""
-        if kind != "obj":
-            raise ValueError(f"UnicoderVl predicts objects of regions, not {kind!r}")
-        return self.obj_head(hidden)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
-from vlpipe.models.blocks.regions import WholeRegionEmbed, shown
+from vlpipe.models.blocks.regions import SumRegionEmbed, seen_regions
 from vlpipe.models.blocks.text import TextEmbed
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions, class_head
 
 
-class Unimo(Model):
+class Unimo(FillsRegions):
     """Defaults are those of UNIMO-base. A batch has text, regions, or both; the whole image comes before its regions.
 
     The stream `regions` has features of `feat_dim` values and extra["box"]. If the text has target["prefix"], its later
@@ -49,11 +49,11 @@ class Unimo(Model):
         """contrast: False for a model that reads no variants."""
         super().__init__()
         self.words = TextEmbed(vocab_size, max_text_length, width, dropout=dropout)
-        self.regions = WholeRegionEmbed(feat_dim, width, dropout)
+        self.regions = SumRegionEmbed(feat_dim, width, dropout, whole="unmasked")
         self.blocks = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
-        self.feat_head = nn.Sequential(Transform(width), nn.Linear(width, feat_dim))
-        self.obj_head = nn.Sequential(Transform(width), nn.Linear(width, num_objects))
+        self.feat_head = class_head(width, feat_dim)
+        self.obj_head = class_head(width, num_objects)
         self.score = nn.Linear(2 * width, 1) if contrast else None
         init_bert(self, init_std)
 
@@ -76,13 +76,8 @@ class Unimo(Model):
             assert words.mask is not None
             parts, seen, length = [self.words(words.data)], [words.mask], words.data.shape[1]
         if image is not None:
-            there = image.mask
-            if there is None:
-                there = torch.ones(image.data.shape[:2], dtype=torch.bool, device=image.data.device)
-            parts.append(
-                self.regions(image.data, image.extra["box"], shown(image.target.get("masked"), there))
-            )
-            seen.append(F.pad(there, (1, 0), value=True))
+            parts.append(self.regions(image))
+            seen.append(seen_regions(image, whole=True))
         x, mask = torch.cat(parts, 1), torch.cat(seen, 1)[:, None, None, :]
         if words is not None and "prefix" in words.target:
             mask = mask & prefix_mask(words.target["prefix"], length, x.shape[1])
@@ -99,22 +94,6 @@ class Unimo(Model):
         words, image = out.both
         found = {} if words is None else {"text": words}
         return found if image is None else {**found, "regions": image[:, 1:]}
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["regions"]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "feat" or "obj". Raises ValueError for another."""
-        if kind not in self.REGION_KINDS:
-            raise ValueError(f"Unimo predicts features and objects of regions, not {kind!r}")
-        found: Tensor = (self.feat_head if kind == "feat" else self.obj_head)(hidden)
-        return found
 
     def image_feat(self, out: Outputs) -> Tensor:
         """The whole image's state, without a text: (B, width), unit norm."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import INIT_STD, NORM_EPS, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import Pooler, TextEmbed
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions, MatchesFirst, class_head
 
 
 class RegionEmbed(nn.Module):
@@ -39,14 +38,13 @@ class RegionEmbed(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-class Uniter(Model):
+class Uniter(MatchesFirst, FillsRegions):
     """Defaults are those of UNITER-base, whose text is cased. Features are predicted by the transpose of their projection.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1. Words, then regions,
     stand in one sequence; padding is hidden as keys, so it changes nothing.
     """
 
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
     REGION_KINDS = ("feat", "obj")
 
     def __init__(
@@ -70,44 +68,21 @@ class Uniter(Model):
         self.match_head = nn.Linear(width, 2)
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
         self.feat_transform, self.feat_bias = Transform(width), nn.Parameter(torch.zeros(feat_dim))
-        self.obj_head = nn.Sequential(Transform(width), nn.Linear(width, num_objects))
+        self.obj_head = class_head(width, num_objects)
         init_bert(self, init_std)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         text, image = out.stream("text"), out.stream("regions")
         assert self.words.types is not None
         assert text.mask is not None
         x = torch.cat([self.words(text.data), self.regions(image, self.words.types.weight[1])], dim=1)
-        seen = image.mask
-        if seen is None:
-            seen = torch.ones(image.data.shape[:2], dtype=torch.bool, device=x.device)
-        keys = torch.cat([text.mask, seen], dim=1)[:, None, None, :]
+        keys = torch.cat([text.mask, seen_regions(image)], dim=1)[:, None, None, :]
         for block in self.blocks:
             x = block(x, keys)
         length = text.data.shape[1]
         return {"text": x[:, :length], "regions": x[:, length:]}
 
-    def match(self, out: Outputs) -> Tensor:
-        return self.match_head(self.pooler(out.fused["text"]))
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["regions"]
-
     def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "feat" or "obj". Raises ValueError for "attr": UNITER predicts no attributes."""
         if kind == "feat":
             return F.linear(self.feat_transform(hidden), self.regions.feat.weight.t(), self.feat_bias)
-        if kind != "obj":
-            raise ValueError(f"Uniter predicts features and objects of regions, not {kind!r}")
-        return self.obj_head(hidden)
+        return super().predict_regions(hidden, kind)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, PostNormLayer, init_bert
 from vlpipe.models.blocks.regions import CoLayer, SumRegionEmbed, seen_regions
 from vlpipe.models.blocks.text import TextEmbed, WordHead
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import MatchesBoth, class_head
 
 
-class VilBert(Model):
+class VilBert(MatchesBoth):
     """Defaults are the paper's, on BERT-base: the last half of the 12 layers of words take turns with 6 co-attention layers.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1; before them is the
@@ -23,9 +20,6 @@ class VilBert(Model):
     `co_width` with ReLU, as in the released code. num_objects: the detector's classes and background.
     cross_attention: False is a control in which neither stream sees the other.
     """
-
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
-    REGION_KINDS = ("obj",)
 
     def __init__(
         self,
@@ -53,7 +47,7 @@ class VilBert(Model):
                 f"model: wanted at most as many region_layers as layers, got {region_layers} and {layers}"
             )
         self.words = TextEmbed(vocab_size, max_text_length, width, num_types=2, dropout=dropout)
-        self.regions = SumRegionEmbed(feat_dim, region_width, dropout, whole=True)
+        self.regions = SumRegionEmbed(feat_dim, region_width, dropout, whole="all")
         self.word_blocks = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.region_blocks = nn.ModuleList(
             PostNormLayer(region_width, region_heads, dropout, region_mlp_width) for _ in range(region_layers)
@@ -67,13 +61,8 @@ class VilBert(Model):
         self.word_pool, self.region_pool = nn.Linear(width, co_width), nn.Linear(region_width, co_width)
         self.match_head = nn.Linear(co_width, 2)
         self.word_head = WordHead(width, vocab_size, tied=self.words.words)
-        self.obj_head = nn.Sequential(Transform(region_width), nn.Linear(region_width, num_objects))
+        self.obj_head = class_head(region_width, num_objects)
         init_bert(self, init_std)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         """Hidden states of words (B, L, width), and of the whole image and regions (B, R + 1, region_width)."""
@@ -89,28 +78,3 @@ class VilBert(Model):
             words, regions = co_block(words, regions, word_keys, region_keys)
             words, regions = word_block(words, word_keys), region_block(regions, region_keys)
         return {"text": words, "regions": regions}
-
-    def pooled(self, out: Outputs) -> Tensor:
-        """(B, co_width): the product of the projected first word, [CLS], and whole image."""
-        words = F.relu(self.word_pool(out.fused["text"][:, 0]))
-        return words * F.relu(self.region_pool(out.fused["regions"][:, 0]))
-
-    def match(self, out: Outputs) -> Tensor:
-        dropped = F.dropout(out.pooled, self.config.dropout, self.training)
-        return self.match_head(dropped)
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return self.word_head(hidden)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        """(B, R, region_width), without the whole image."""
-        return out.fused["regions"][:, 1:]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "obj". Raises ValueError for another: ViLBERT predicts no features or attributes."""
-        if kind != "obj":
-            raise ValueError(f"VilBert predicts objects of regions, not {kind!r}")
-        return self.obj_head(hidden)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import INIT_STD, NORM_EPS, PostNormLayer, init_bert
+from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import Pooler, TextEmbed, WordHead
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import MatchesFirst
 
 
-class VisualBert(Model):
+class VisualBert(MatchesFirst):
     """Defaults are those of BERT-base and of the paper's features. Reads `[CLS] caption [SEP] caption [SEP] regions`.
 
     A region is its projected feature, the visual type 1 and the visual position 0; boxes are not read. The visual tables of
@@ -61,18 +60,11 @@ class VisualBert(Model):
         self.region_types.load_state_dict(self.words.types.state_dict())
         self.region_positions.load_state_dict(self.words.positions.state_dict())
 
-    def streams(self) -> dict[str, dict[str, Any]]:
-        specs = super().streams()
-        specs["regions"]["feat_dim"] = self.config.feat_dim
-        return specs
-
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         text, image = out.stream("text"), out.stream("regions")
         assert text.mask is not None
         assert self.words.norm is not None
-        seen = image.mask
-        if seen is None:
-            seen = torch.ones(image.data.shape[:2], dtype=torch.bool, device=image.data.device)
+        seen = seen_regions(image)
         regions = self.feat(image.data) + self.region_positions.weight[0] + self.region_types.weight[1]
         regions = F.dropout(self.words.norm(regions), self.config.dropout, self.training)
         x = torch.cat([self.words(text.data, text.extra.get("segment")), regions], dim=1)
@@ -81,12 +73,3 @@ class VisualBert(Model):
             x = block(x, keys)
         length = text.data.shape[1]
         return {"text": x[:, :length], "regions": x[:, length:]}
-
-    def match(self, out: Outputs) -> Tensor:
-        return self.match_head(self.pooler(out.fused["text"]))
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return self.word_head(hidden)

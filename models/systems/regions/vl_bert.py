@@ -13,13 +13,13 @@ from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import TextEmbed
 from vlpipe.models.detection.trained_regions import RegionCnn
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import FillsRegions, class_head
 
 WAVES, SCALE = 1000.0, 100.0  # of the embedding of boxes; relation networks' and the released code's
 
 
-class VlBert(Model):
+class VlBert(FillsRegions):
     """Defaults are those of VL-BERT-base. Reads `[CLS] words [SEP]`, the whole image, its regions, [END].
 
     An element is the norm of the sum of a word's embedding ([IMG] for images, a mask for hidden regions), of a normed visual
@@ -35,9 +35,6 @@ class VlBert(Model):
 
     `num_objects` counts the background. The auxiliary loss on texts without images is left out.
     """
-
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
-    REGION_KINDS = ("obj",)
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class VlBert(Model):
         self.special = nn.Embedding(3, width)  # [IMG], the mask of a region, [END]
         self.blocks = nn.ModuleList(PostNormLayer(width, heads, dropout) for _ in range(layers))
         self.word_transform, self.word_bias = Transform(width), nn.Parameter(torch.zeros(vocab_size))
-        self.obj_head = nn.Sequential(Transform(width), nn.Linear(width, num_objects))
+        self.obj_head = class_head(width, num_objects)
         feat_dim = feat_dim if cnn is None else 32 * cnn.get("width", 64)
         self.visual = nn.Linear(place_dim + feat_dim, width)
         self.visual_norms = nn.ModuleList(
@@ -136,21 +133,6 @@ class VlBert(Model):
         for block in self.blocks:
             x = block(x, keys)
         return {"text": x[:, :length], "regions": x[:, length + 1 : -1]}
-
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
-
-    def region_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["regions"]
-
-    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor:
-        """kind: "obj". Raises ValueError for another: VL-BERT predicts no features or attributes."""
-        if kind != "obj":
-            raise ValueError(f"VlBert predicts objects of regions, not {kind!r}")
-        return self.obj_head(hidden)
 
 
 def with_whole(boxes: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ from vlpipe.models.blocks.regions import seen_regions
 from vlpipe.models.blocks.text import TextEmbed
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.interface.capabilities import TextRules
-from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.regions.base import RegionModel
 
 BOTH_WAYS, LEFT = (0, 1), (4, 5)  # segments of source and caption under each attention mask; UniLM's
 
 
-class Vlp(Model):
+class Vlp(RegionModel):
     """Defaults are those of UniLM-base, from which VLP starts. Reads `[CLS] regions [SEP]`, the source, then `words [SEP]`.
 
     The stream `text` is `[CLS] words [SEP]`; its extra["left_to_right"] (B,) bool (`image_text.left_to_right:LeftToRight`)
@@ -37,7 +37,6 @@ class Vlp(Model):
     `image_tokens` (B, R, width + 1): the embedded regions, and 1 for those that are not padding.
     """
 
-    STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
     ENCODINGS = {"regions": ("image_tokens",)}  # noqa: RUF012
 
     def __init__(
@@ -70,7 +69,7 @@ class Vlp(Model):
 
     def streams(self) -> dict[str, dict[str, Any]]:
         specs = super().streams()
-        specs["regions"] |= {"feat_dim": self.config.feat_dim, "probs": True}
+        specs["regions"]["probs"] = True
         return specs
 
     def image_tokens(self, out: Outputs) -> Tensor:
@@ -138,13 +137,8 @@ class Vlp(Model):
             )
         return table[first : first + num]
 
-    def word_hidden(self, out: Outputs) -> Tensor:
-        return out.fused["text"]
-
-    def predict_words(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.word_transform(hidden), self.words.words.weight, self.word_bias)
-
-    predict = predict_words
+    def predict(self, hidden: Tensor) -> Tensor:
+        return self.predict_words(hidden)
 
     def decoder_hidden(self, out: Outputs) -> Tensor:
         ids = out.stream("text").data.clone()

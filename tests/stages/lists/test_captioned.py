@@ -18,7 +18,7 @@ from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.fetching.coco_urls import CocoUrls
 from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.lists.captions import CaptionsJsonl
-from vlpipe.stages.lists.coco import CocoCaptions
+from vlpipe.stages.lists.coco import CocoCaptions, NocapsCaptions
 from vlpipe.stages.lists.folder import IMAGES
 from vlpipe.stages.lists.json_values import load_json
 from vlpipe.stages.lists.text_limit import TextLimit
@@ -288,3 +288,29 @@ def test_the_plan_asks_for_a_split(tmp_path: Path, folder: Path) -> None:
     stage = Workflow.load(str(tmp_path / "w.yaml"), sets=["human.split=[train, restval]"]).steps[0].stage
     assert isinstance(stage, CocoCaptions)
     assert stage.split == ("train", "restval")
+
+
+def test_nocaps_has_domains_and_its_test_set_no_captions(tmp_path: Path, folder: Path) -> None:
+    images: list[dict[str, Any]] = [
+        {"id": 12, "open_images_id": "b", "file_name": "b.jpg", "domain": "near-domain"},
+        {"id": 3, "open_images_id": "a", "file_name": "a.png", "domain": "in-domain"},
+    ]
+    said = [{"image_id": 3, "id": 0, "caption": " A dog. "}, {"image_id": 3, "id": 1, "caption": "dog"}]
+    content = {"images": images, "annotations": said}
+    stage = NocapsCaptions(annotations=annotations(tmp_path, content), images=File(path=str(folder)))
+    found = run_map(stage, listed(stage)).table
+    assert found["image_number"].to_pylist() == [12, 3]
+    assert found["domain"].to_pylist() == ["near-domain", "in-domain"]
+    assert [[one["text"] for one in texts or ()] for texts in found["texts"].to_pylist()] == [
+        [],
+        ["A dog.", "dog"],
+    ]
+    hidden = {"images": [{k: v for k, v in one.items() if k != "domain"} for one in images]}
+    stage = NocapsCaptions(annotations=annotations(tmp_path, hidden), images=File(path=str(folder)))
+    found = run_map(stage, listed(stage)).table
+    assert found["domain"].to_pylist() == [None, None]
+    assert [texts or [] for texts in found["texts"].to_pylist()] == [[], []]
+    images[1]["domain"] = 4
+    stage = NocapsCaptions(annotations=annotations(tmp_path, content), images=File(path=str(folder)))
+    with pytest.raises(VlpipeError, match=r"images\[1\]: wanted a domain that is a text, got 4"):
+        listed(stage)

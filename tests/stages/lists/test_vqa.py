@@ -14,7 +14,7 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.testing import run_gather, run_map
-from vlpipe.stages.lists.vqa import ANSWERS, AnswerLabels, VqaQuestions, normalised
+from vlpipe.stages.lists.vqa import ANSWERS, AnswerLabels, VqaQuestions, _scores, normalised
 from vlpipe.stages.loading.makers.answer import ANSWERS as READ
 from vlpipe.stages.loading.makers.answer import Answer
 from vlpipe.stages.loading.rows import Row
@@ -117,10 +117,36 @@ def test_labels_are_the_common_answers(tmp_path: Path) -> None:
         ("1,000", "1000"),
         ("3.5", "3.5"),
         ("t-shirt", "t shirt"),
+        ("I DONT know", "i don't know"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("the girl's", "girl's"),
+        ("its o'clock", "its o'clock"),
+        ("Twas ten oclock.", "'twas 10 o'clock"),
+        ("2:30 p.m.", "2:30 pm"),
+        ("x,y", "x y"),
+        ("x, y", "x y"),
+        ("one-two", "1 2"),
+        ("$3.50 (USD)", "$3.50 usd"),
+        ("im", "im"),  # the released list has "Im", after all was made lower case
+        ("somebody'd", "somebodyd"),  # sic
     ],
 )
 def test_answers_are_compared_as_the_evaluation_does(answer: str, wanted: str) -> None:
     assert normalised(answer) == wanted
+
+
+def test_people_who_leave_an_apostrophe_out_give_the_same_answer(tmp_path: Path) -> None:
+    """Four of ten say "don't know": of the choices of nine, six have all four and four have three, each worth 1."""
+    said = ["dont know"] * 2 + ["Don't know!", "the don't know", *["no"] * 6]
+    content = {"annotations": [{"question_id": 1, "answers": [{"answer": one} for one in said]}]}
+    [(_, found)] = _scores(written(tmp_path, "a.json", content), {"don't know": 0, "no": 1}, True)
+    assert found == {0: 1.0, 1: 1.0}
+    content = {
+        "annotations": [{"question_id": 1, "answers": [{"answer": one} for one in said[:2] + said[4:]]}]
+    }
+    [(_, found)] = _scores(written(tmp_path, "b.json", content), {"don't know": 0}, True)
+    assert found == {0: pytest.approx((2 * 1 / 3 + 6 * 2 / 3) / 8)}
 
 
 def test_what_is_wrong_is_named_with_its_place(stage: Callable[..., VqaQuestions]) -> None:
