@@ -132,7 +132,7 @@ class NoisyTopK(Router):
         others = torch.where(
             inside, top[:, self.choices : self.choices + 1], top[:, self.choices - 1 : self.choices]
         )
-        return torch.special.ndtr((clean - others.detach()) / scale)
+        return torch.special.ndtr((clean - others) / scale)
 
     def _cv2(self, x: Tensor) -> Tensor:
         return x.var(unbiased=self.unbiased) / x.mean().square().clamp(min=torch.finfo(x.dtype).eps)

@@ -22,7 +22,7 @@ class Term:
     """
 
     total: Tensor  # scalar: the sum over the counted items
-    count: Tensor | float  # how many items were summed
+    count: Tensor | float  # how many items were summed; 0 is a mean of 0
 
 
 class Objective(nn.Module):

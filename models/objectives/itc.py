@@ -109,13 +109,13 @@ def contrast(
     total = torch.zeros(len(positives), device=temp.device)
     with torch.autocast(temp.device.type, enabled=False):  # fp32: a small temperature magnifies rounding
         for own, own_m, others in zip(student, teacher, reversed(candidates), strict=True):
-            targets = hard
+            targets, others = hard, others.float()
             if alpha > 0:
-                soft = (own_m @ others.t() / temp.detach()).softmax(1)
+                soft = (own_m.float() @ others.t() / temp.detach()).softmax(1)
                 targets = alpha * soft + (1 - alpha) * hard
                 if kl:
                     total = total - alpha * torch.special.entr(soft).sum(1)
-            logprobs = (own @ others.t() / temp).log_softmax(1)
+            logprobs = (own.float() @ others.t() / temp).log_softmax(1)
             total = total - (logprobs * targets).sum(1)
     return total / 2
 

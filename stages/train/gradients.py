@@ -148,7 +148,10 @@ def _contributions(run: Run, values: Values, counts: Counts | None, num_micro: i
     for name, value in values.items():
         if isinstance(value, Term):
             whole = known[name] * num_micro if name in known else counts[name]  # type: ignore[index]
-            mean = value.total * distributed.world_size() / whole.clamp(min=1).to(value.total.dtype)
+            whole = whole.where(
+                whole > 0, 1.0
+            )  # of none, the sum is 0; a count may be a share of rows, such as 0.9
+            mean = value.total * distributed.world_size() / whole.to(value.total.dtype)
         else:
             mean = value / num_micro
         parts[name] = mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from vlpipe.models.interface.outputs import Outputs
 class ExpertBalance(Objective):
     """`balance`: the routers' losses, the mean over layers. Put it after the objective that runs the layers.
 
+    over_layers: "sum" adds the losses of all layers, as Switch's and GShard's papers write it; the mean is the sum with a
+    weight divided by the number of layers.
+
     weight of a router's loss: 1; the recipe's `weight` of this objective is Switch's alpha (0.01). noisy_top_k has two,
     which are added. Diagnostics: `dropped`, `busiest`, the mean share of dropped choices and the largest share of an expert.
     SCOPE is "rank": a router balances the tokens that one rank forwards together.
@@ -22,6 +25,12 @@ class ExpertBalance(Objective):
 
     LOSSES = ("balance",)
     SCOPE: Scope = "rank"
+
+    def __init__(self, *, over_layers: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__()
+        if over_layers not in ("mean", "sum"):
+            raise ValueError(f"ExpertBalance: over_layers must be mean or sum, got {over_layers!r}")
+        self.over_layers = over_layers
 
     def bind(self, model: Any) -> None:
         if not experts_of(model):
@@ -32,8 +41,9 @@ class ExpertBalance(Objective):
         used = [one for one in found if one is not None]
         if len(used) < len(found):
             raise ValueError("ExpertBalance: put it after the objective that runs the layers of experts")
+        losses = torch.stack([one.loss for one in used])
         values = {
-            "balance": torch.stack([one.loss for one in used]).mean(),
+            "balance": losses.mean() if self.over_layers == "mean" else losses.sum(),
             "dropped": torch.stack([one.dropped for one in used]).mean(),
             "busiest": torch.stack([one.busiest for one in used]).max(),
         }

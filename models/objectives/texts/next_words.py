@@ -8,7 +8,8 @@ from vlpipe.models.objectives.masked_lm import MaskedLm
 class NextWords(MaskedLm):
     """`seq2seq`: cross entropy in nats per generated token, from the hidden state of the one before it; and its accuracy.
 
-    Its view needs the corruptor `split_text:SplitText`, by whose target["prefix"] the model hides later tokens.
+    Its view needs the corruptor `image_text.fragments:Fragments` or `split_text:SplitText`, by whose target["prefix"] the
+    model hides later tokens.
     """
 
     LOSSES = ("seq2seq",)

@@ -24,7 +24,8 @@ class MaxMargin(Objective):
     weights. Without negatives of one kind, those of the other have all of the weight.
 
     as_released: the released code's mean over all pairs, i with itself included: weights are v intra_rate within rows and
-    v (1 - intra_rate) / (v - 1) between them. A clip with itself adds 2 margin v intra_rate / (v k), which has no gradient.
+    v (1 - intra_rate) / (v - 1) between them, and 1 if rows have one clip each. A clip with itself adds 2 margin times its
+    weight / (v k), which has no gradient.
     """
 
     LOSSES = ("max_margin",)
@@ -60,6 +61,8 @@ class MaxMargin(Objective):
         if self.as_released:
             rows = len(everyone) // per_row
             block = mine // per_row == at // per_row
+            if per_row == 1:
+                return torch.ones(block.shape, device=own.device) / len(everyone)
             intra, inter = rows * self.intra_rate, rows * (1 - self.intra_rate) / max(1, rows - 1)
             return torch.where(block, intra, inter) / len(everyone)
         block = own[:, None] == everyone[None]

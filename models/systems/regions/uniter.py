@@ -40,6 +40,7 @@ class RegionEmbed(nn.Module):
 
 class Uniter(MatchesFirst, FillsRegions):
     """Defaults are those of UNITER-base, whose text is cased. Features are predicted by the transpose of their projection.
+    num_objects: the detector's classes and background.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1. Words, then regions,
     stand in one sequence; padding is hidden as keys, so it changes nothing.
@@ -52,7 +53,7 @@ class Uniter(MatchesFirst, FillsRegions):
         *,
         vocab_size: int,
         feat_dim: int = 2048,
-        num_objects: int = 1600,
+        num_objects: int = 1601,
         width: int = 768,
         layers: int = 12,
         heads: int = 12,

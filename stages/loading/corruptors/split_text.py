@@ -1,4 +1,7 @@
-"""A text as a source that is given and a target that is generated: prefix language models, UNIMO's sequence to sequence."""
+"""A text as a source that is given and a target that is generated: prefix language models.
+
+UNIMO generates fragments from within the text: `image_text.fragments`.
+"""
 
 from __future__ import annotations
 

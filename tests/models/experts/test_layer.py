@@ -155,6 +155,10 @@ def test_the_balance_of_all_layers_is_a_loss() -> None:
     assert len(layers) == 2  # every second of four
     mean = sum(used(one).loss for one in layers) / 2
     torch.testing.assert_close(found["balance"].total, mean)  # type: ignore[union-attr]
+    summed = ExpertBalance(over_layers="sum")(out)["balance"]
+    torch.testing.assert_close(summed.total, 2 * mean)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="over_layers must be mean or sum, got 'max'"):
+        ExpertBalance(over_layers="max")  # type: ignore[arg-type]
     found["balance"].total.backward()  # type: ignore[union-attr]
     assert all(one.router.weight.grad is not None for one in layers)
     with pytest.raises(ValueError, match="the model has no layer of experts"):

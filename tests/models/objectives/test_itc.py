@@ -54,6 +54,26 @@ def test_contrast_is_the_slow_one() -> None:
         assert got.mean().item() == pytest.approx((i2t + t2i) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_in_half_precision_meet_a_queue_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    own = [unit(3, 8).to(dtype).requires_grad_() for _ in range(2)]
+    candidates = (unit(7, 8), unit(7, 8))
+    mask = torch.eye(3, 7, dtype=torch.bool)
+
+    def loss(features: list[Tensor]) -> Tensor:
+        student, teacher = (features[0], features[1]), (features[1].detach(), features[0].detach())
+        return contrast(student, teacher, candidates, mask, torch.tensor(0.07), 0.4)
+
+    found = loss(own)
+    torch.testing.assert_close(found, loss([x.float() for x in own]), rtol=0, atol=0)
+    found.sum().backward()
+    for x in own:
+        assert x.grad is not None
+        assert bool(x.grad.isfinite().all())
+        assert bool(x.grad.any())
+
+
 def embedded(blip: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     text = batch.stream("text")
     return blip.embed_image(batch.stream("image").data), blip.embed_text(text.data, text.mask)

@@ -44,6 +44,19 @@ def test_how_many_are_masked(maker: Text, words: int, wanted: int) -> None:
     )
 
 
+def test_special_tokens_count_as_in_berts_code(maker: Text) -> None:
+    """round(0.15 x 16) = 2 of 16 words, and round(0.15 x 18) = 3 with [CLS] and [SEP], which are not masked."""
+    for count_special, wanted in ((False, 2), (True, 3)):
+        for item in masked(maker, MaskShare(most=20, end=False, count_special=count_special), 16, 20):
+            chosen = item["target/ids"] != IGNORE
+            assert chosen.sum() == wanted
+            assert not chosen[[0, -1]].any()
+    assert all(
+        sum(item["target/ids"] != IGNORE) == 1
+        for item in masked(maker, MaskShare(rate=0.9, most=20, end=False, count_special=True), 1, 3)
+    )
+
+
 def test_the_end_is_masked_like_the_words_and_most_become_the_mask(maker: Text) -> None:
     found, num = masked(maker, MaskShare(), 9, 1000), 1000
     chosen = np.array([item["target/ids"] != IGNORE for item in found])

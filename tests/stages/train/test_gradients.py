@@ -147,6 +147,26 @@ def test_counts_known_before_the_forward_pass_are_its_counts(uneven: Dataset, re
     assert counts["itm"] == 72
 
 
+class Share(Objective):
+    """A loss whose count is a share of the rows, as LXMERT's of regions, and one that counts nothing."""
+
+    LOSSES = ("share", "nothing")
+
+    def forward(self, out: Outputs) -> Mapping[str, Term | Tensor]:
+        bulk = out.model.text.words.weight.square().sum()
+        return {"share": Term(0.01 * len(out) * bulk, 0.01 * len(out)), "nothing": Term(0 * bulk, 0.0)}
+
+
+def test_a_count_below_one_is_divided_by(recipe_of: Make, uneven: Dataset) -> None:
+    run = prepare(recipe_of(batch_size=24), [uneven])
+    run.net = run.parallel = Net(run.net.model, [(1.0, "", Share())])
+    with run.loader.batches(0) as batches:
+        values = accumulate(run, [next(batches)])
+    bulk = run.net.model.text.words.weight.detach().square().sum()
+    torch.testing.assert_close(values["share"], bulk.double())
+    assert float(values["nothing"]) == 0
+
+
 class Bulk(Objective):
     """A loss that is no mean over rows, and a diagnostic of rows."""
 

@@ -19,13 +19,15 @@ class MaskShare:
 
     Of n tokens, min(most, max(1, round(rate x n))) are chosen, all equally likely; of those chosen, 80 % become the mask
     token, 10 % a random one, 10 % stay. end: the text's end token counts among the n, so that a model learns where to end;
-    other special tokens are never chosen. split: (mask, random) shares.
+    other special tokens are never chosen. count_special: they count among the n all the same, as in BERT's published code,
+    whose `most` is 20 of 128 tokens. split: (mask, random) shares.
     """
 
     stream: str = "text"
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     most: Annotated[int, Field(ge=1)] = 3
     end: bool = True
+    count_special: bool = False
     split: tuple[float, float] = (0.8, 0.1)
 
     def __call__(self, samples: list[Sample], rng: Rng, makers: Mapping[str, Maker]) -> list[Sample]:
@@ -37,7 +39,8 @@ class MaskShare:
                 candidates[-1] = True
             places = np.flatnonzero(candidates)
             target = np.full(len(ids), IGNORE, np.int64)
-            num = min(self.most, max(1, round(self.rate * len(places))), len(places))
+            num = len(ids) if self.count_special else len(places)
+            num = min(self.most, max(1, round(self.rate * num)), len(places))
             at = draw.permutation(places)[:num]
             target[at] = ids[at]
             mask, other = self.split

@@ -144,6 +144,13 @@ def test_hidden_codes_are_predicted_as_by_a_second_implementation() -> None:
     ]
     for ours, other in zip(*grads, strict=True):
         torch.testing.assert_close(ours, other, **TOLERANCE)
+    per_image: Any = MaskedImageCodes(mean="images")
+    each = [F.cross_entropy(logits[row][masked[row]], true[row][masked[row]]) for row in range(5)]
+    term = per_image(out)["mim"]
+    torch.testing.assert_close(term.total / term.count, sum(each) / 5, **TOLERANCE)
+    assert int(term.count) == int(per_image.counts(out.batch)["mim"]) == 5
+    with pytest.raises(ValueError, match="mean must be patches or images, got 'rows'"):
+        MaskedImageCodes(mean="rows")  # type: ignore[arg-type]
     other_colours = torch.where(masked, (true + 1) % 11, true)
     again = outputs(model, image=Stream(other_colours, extra={"masked": masked})).code_hidden
     assert torch.equal(again, out.code_hidden)

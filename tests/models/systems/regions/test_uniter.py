@@ -106,6 +106,13 @@ def test_hidden_states(model: Uniter) -> None:
         torch.testing.assert_close(found, wanted, **TOLERANCE)
 
 
+def test_its_classes_are_those_of_its_loss_by_default() -> None:
+    """The detector's 1600 and background: what `RegionKl` compares with."""
+    with torch.device("meta"):
+        model = Uniter(vocab_size=30, width=12, layers=1, heads=3)
+    assert model.predict_regions(torch.zeros(1, 12, device="meta"), "obj").shape == (1, 1601)
+
+
 def test_losses_of_regions(model: Uniter) -> None:
     text, regions = streams()
     out = outputs(model, text=text, regions=regions)
@@ -122,6 +129,11 @@ def test_losses_of_regions(model: Uniter) -> None:
     mse, cls = RegionMse()(out)["region_mse"], RegionClass(which="obj", regions="masked")(out)["region_obj"]
     assert (int(mse.count), int(cls.count)) == (num, num)
     torch.testing.assert_close(float(mse.total), errors, rtol=1e-4, atol=1e-5)
+    squares = RegionMse(over_values="sum")(out)["region_mse"]
+    num_values = regions.data.shape[2]
+    torch.testing.assert_close(float(squares.total), num_values * errors, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="over_values must be mean or sum, got 'max'"):
+        RegionMse(over_values="max")  # type: ignore[arg-type]
     torch.testing.assert_close(float(cls.total), nats, rtol=1e-4, atol=1e-5)
     with pytest.raises(
         ValueError, match="needs a model that predicts 'attr' of regions; Uniter predicts feat, obj"

@@ -131,6 +131,16 @@ def test_as_released_it_is_the_codes() -> None:
         torch.testing.assert_close(own, other)
 
 
+def test_as_released_one_clip_per_video_has_equal_weights() -> None:
+    """The code weighs negatives if videos have several clips, and takes the plain mean over all pairs if not."""
+    model, batch = given(4, 1)
+    term = MaxMargin(margin=0.3, intra_rate=0.4, as_released=True)(Outputs(model, batch))["max_margin"]
+    s = model.texts.flatten(0, 2) @ model.clips.flatten(0, 1).t()
+    d = s.diagonal()
+    cost = (0.3 + s - d[:, None]).clamp(min=0) + (0.3 + s - d[None]).clamp(min=0)
+    torch.testing.assert_close(term.total / term.count, cost.mean())
+
+
 def test_one_clip_per_video_has_negatives_of_others_alone() -> None:
     model, batch = given(4, 1)
     loss = MaxMargin(margin=0.1)(Outputs(model, batch))["max_margin"].total / 4
