@@ -21,58 +21,66 @@ from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
 
 READS = {f.name: f.type for f in FILE_FIELDS} | {"id": pa.string(), "video_id": pa.string()}
 Span = tuple[float, float, list[str]]
+SpansByVideo = dict[str, dict[tuple[float, float], list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanClips(MapStage):
-    """Turns video rows into clip rows (CLIPS) with source `human`: one per span, sorted by (start, end).
+class CutsSpans(MapStage):
+    """Base of stages that turn video rows into clip rows (CLIPS) with source `human`: one per span of a list, sorted by
+    (start, end), with all texts of that span.
 
-    spans: the list, .parquet, .csv or .tsv. by: the column, in the list and in the video rows, that says to which video a
-    span belongs: `video` (path) or `video_id`. start, end, text: columns of the list with times in seconds and with a string
-    or a list of strings. Rows with the same span form one clip with several texts; rows without text, or without
-    0 <= start < end, are ignored. YouCook2: by: video_id, start: start, end: end, text: text.
-    windows: as in `clips.pairing:Pairing`. Reject codes (filtered): no_window; no_span, if the list has no such row for a
-    video.
+    windows: as in `clips.pairing:Pairing`. Reject codes (filtered): no_window; no_span, if the list has none for a video;
+    no_duration, where clips are whole videos and the header states none.
     """
 
-    NAME: ClassVar[str] = "clips.spans:SpanClips"
     FAN_OUT: ClassVar[bool] = True
-    ADDED: ClassVar[frozenset[str]] = frozenset({"windows"})
+    WHOLE: ClassVar[bool] = False  # a clip is the whole video, whatever the times in the list are
 
-    spans: File
-    by: Literal["video", "video_id"] = "video"
-    start: str = "start_s"
-    end: str = "end_s"
-    text: str = "captions"
     windows: tuple[str, ...] = ()
 
     @property
     def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `windows`
         return self.windows
 
+    @property
+    def MORE(self) -> dict[str, pa.DataType]:
+        """Further columns that it reads."""
+        return {"duration_s": pa.float64()} if self.WHOLE else {}
+
+    @property
+    def who(self) -> str:
+        """The name of the stage in error texts."""
+        return self.NAME.partition(":")[0]
+
     def preflight(self) -> list[str]:
         return windows_problems(self.windows)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "clips.spans", **READS)
-        return schema_with_windows(CLIPS, inp, self.windows, "clips.spans")
+        need(inp, self.who, **READS, **self.MORE)
+        return schema_with_windows(CLIPS, inp, self.windows, self.who)
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        spans = self._read()
+        spans, by = self.spans_by_video(), self.key_column()
 
         def find(videos: pa.Table) -> Found:
             rows: list[dict[str, Any]] = []
             rejects = []
-            for video in videos.select(list(READS)).to_pylist():
-                found = spans.get(video[self.by], {})
+            for video in videos.select([*READS, *self.MORE]).to_pylist():
+                found = spans.get(video[by], {})
+                if found and self.WHOLE:
+                    if not (video["duration_s"] or 0) > 0:
+                        why = "a clip is the whole video, and its header states no duration"
+                        rejects.append(Reject(video["id"], "filtered", "no_duration", why))
+                        continue
+                    found = {(0.0, video["duration_s"]): [t for texts in found.values() for t in texts]}
                 if not found:
                     rejects.append(
                         Reject(
                             video["id"],
                             "filtered",
                             "no_span",
-                            f"the list has no span with times and text for {self.by} {video[self.by]}",
+                            f"the list has no span with times and text for {by} {video[by]}",
                         )
                     )
                 rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
@@ -80,10 +88,41 @@ class SpanClips(MapStage):
 
         yield CutClips(find, CLIPS, self.windows)
 
-    def _read(self) -> dict[str, dict[tuple[float, float], list[str]]]:
-        """Returns video -> (start, end) -> texts."""
+    def key_column(self) -> str:
+        """Returns the column of video rows whose values are the keys of `spans_by_video`."""
+        return "video_id"
+
+    def spans_by_video(self) -> SpansByVideo:
+        """Returns video -> (start, end) in seconds -> texts. Raises VlpipeError for what cannot be read, naming it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanClips(CutsSpans):
+    """`CutsSpans` of a table.
+
+    spans: the list, .parquet, .csv or .tsv. by: the column, in the list and in the video rows, that says to which video a
+    span belongs: `video` (path) or `video_id`. start, end, text: columns of the list with times in seconds and with a string
+    or a list of strings. Rows with the same span form one clip with several texts; rows without text, or without
+    0 <= start < end, are ignored. The list of YouCook2 that HowTo100M's authors use: by: video_id, start: start, end: end,
+    text: text; the published annotations: `annotated.youcook2`.
+    """
+
+    NAME: ClassVar[str] = "clips.spans:SpanClips"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"windows"})
+
+    spans: File
+    by: Literal["video", "video_id"] = "video"
+    start: str = "start_s"
+    end: str = "end_s"
+    text: str = "captions"
+
+    def key_column(self) -> str:
+        return self.by
+
+    def spans_by_video(self) -> SpansByVideo:
         names = {name: getattr(self, name) for name in ("by", "start", "end", "text")}
-        found: dict[str, dict[tuple[float, float], list[str]]] = {}
+        found: SpansByVideo = {}
         for video, start_s, end_s, value in zip(*_columns(self.spans.path, names), strict=True):
             texts = [t for t in ([value] if isinstance(value, str) else value or ()) if t and t.strip()]
             if start_s is not None and end_s is not None and 0 <= start_s < end_s and texts:

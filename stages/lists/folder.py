@@ -122,7 +122,7 @@ def read_inside(root: str, name: str) -> bytes:
         return handle.read()
 
 
-KINDS: dict[type, str] = {str: "a string", list: "an array", int: "a whole number"}
+KINDS: dict[type, str] = {str: "a string", list: "an array", dict: "an object", int: "a whole number"}
 
 
 def wanted(record: Any, key: str, kind: type, where: str) -> Any:

@@ -9,6 +9,9 @@ from pathlib import Path
 from kind import Kind, pieces
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import File
+from vlpipe.stages.annotated.msrvtt import MsrVtt
+from vlpipe.stages.annotated.youcook2 import YouCook2
 from vlpipe.stages.decontamination.json_sets import published
 from vlpipe.stages.howto100m.captions import read_captions as read_howto100m
 from vlpipe.stages.lists.coco import read_captions
@@ -52,6 +55,15 @@ INSTANCES = {
     "categories": [{"id": 1, "name": "dog"}],
     "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 1, 2, 3], "attributes": ["red"]}],
 }
+YOUCOOK2 = {
+    "database": {
+        "abc": {"subset": "training", "annotations": [{"segment": [1, 2.5], "id": 0, "sentence": "cut"}]}
+    }
+}
+MSRVTT = {
+    "videos": [{"video_id": "video0", "split": "train"}],
+    "sentences": [{"video_id": "video0", "caption": "a car", "sen_id": 0}],
+}
 TDMREP = [
     {"location": "/a*b$", "tdm-reservation": 1},
     {"location": "*", "tdm-reservation": 0, "tdm-policy": "x"},
@@ -76,6 +88,8 @@ def read(data: bytes) -> None:
         lambda: list(read_questions(FILE, "Is there {a} {object} in the image?")),
         lambda: list(read_sides(str(FILE), "tag", in_parquet=False)),
         lambda: list(read_instances(str(FILE))),
+        lambda: YouCook2(annotations=File(path=str(FILE))).spans_by_video(),
+        lambda: MsrVtt(annotations=File(path=str(FILE))).spans_by_video(),
         lambda: [one.found() for _, one in read_howto100m(FILE) if not isinstance(one, RowFault)],
     )
     for reader in readers:
@@ -92,7 +106,10 @@ KIND = Kind(
     name="json",
     read=read,
     seeds=(
-        *map(dumped, (COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP, CREPE, POPE, PAIR, INSTANCES)),
+        *map(
+            dumped,
+            (COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP, CREPE, POPE, PAIR, INSTANCES, YOUCOOK2, MSRVTT),
+        ),
         *(
             dumped(COCO).decode().encode("utf-16"),
             b"\xef\xbb\xbf" + dumped(BLIP),

@@ -1,0 +1,4 @@
+"""Clips with texts from the annotations of published datasets: YouCook2, MSR-VTT, CrossTask.
+
+May import `clips`, `common`, `evaluate`, `lists`, `video`.
+"""
