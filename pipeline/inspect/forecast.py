@@ -27,6 +27,7 @@ from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 
 RECORD = "_sample.json"
+PRICE = "cost"  # a figure of receipts' `run`
 TOKENS = "tokens"  # stages count what a server charges for under names that begin with this
 
 
@@ -34,8 +35,9 @@ TOKENS = "tokens"  # stages count what a server charges for under names that beg
 class Cost:
     """What one step of a full run is expected to take.
 
-    seconds: of one worker, summed over shards. cpus, gpus: of each worker. bytes: on disk. tokens: name -> number.
-    stage_key: of the full run's step, so that a plan knows whether the forecast is of the same stage and parameters.
+    seconds: of one worker, summed over shards. cpus, gpus: of each worker. bytes: on disk. tokens: name -> number. price: of
+    these tokens, by the stage's `price`; 0 without one. stage_key: of the full run's step, so that a plan knows whether the
+    forecast is of the same stage and parameters.
     """
 
     step: str
@@ -46,6 +48,7 @@ class Cost:
     gpus: float
     bytes: int
     tokens: Mapping[str, int]
+    price: float = 0.0
 
 
 def forecast(sampled: Sequence[PlannedStep], full: Mapping[str, Stage], store: Store) -> list[Cost]:
@@ -86,6 +89,7 @@ def _cost(one: PlannedStep, rows_in: float, full: Stage, store: Store) -> Cost:
         gpus=step.resources.gpus,
         bytes=round(num_bytes * (longer if num_bytes and not _keeps_its_size(one) else 1.0)),
         tokens={name: round(num * times) for name, num in made.counts.items() if name.startswith(TOKENS)},
+        price=times * sum(float(receipt.run.get(PRICE, 0.0)) for receipt in one.receipts),
     )
 
 
@@ -151,7 +155,8 @@ def forecast_table(costs: Sequence[Cost]) -> Table:
     """Returns a table with a line per step that takes a second or more, or writes 1 MB."""
     table = Table(box=None, pad_edge=False)
     table.add_column("full run", no_wrap=True)
-    for name in ("rows in", "rows out", "rows/s", "time of one worker", "GPU time", "size", "tokens"):
+    names = ("rows in", "rows out", "rows/s", "time of one worker", "GPU time", "size", "tokens", "price")
+    for name in names if any(one.price for one in costs) else names[:-1]:
         table.add_column(name, justify="right", no_wrap=True)
     for one in costs:
         if one.seconds < 1 and one.bytes < 1_000_000:
@@ -169,12 +174,13 @@ def forecast_table(costs: Sequence[Cost]) -> Table:
             duration(one.seconds * one.gpus) if one.gpus else "",
             size(one.bytes),
             tokens,
+            *([f"{one.price:,.2f}" if one.price else ""] if any(each.price for each in costs) else []),
         )
     return table
 
 
 def totals(costs: Sequence[Cost], num_cpus: float | None = None) -> str:
-    """Returns one line: time on this machine if its CPUs are all used, GPU time, disk space, tokens."""
+    """Returns one line: time on this machine if its CPUs are all used, GPU time, disk space, tokens and their price."""
     num_cpus = num_cpus or os.cpu_count() or 1
     cpu_s = sum(one.seconds * max(one.cpus, 0.0) for one in costs)
     gpu_s = sum(one.seconds * one.gpus for one in costs)
@@ -185,6 +191,8 @@ def totals(costs: Sequence[Cost], num_cpus: float | None = None) -> str:
     parts += [f"{duration(gpu_s)} of one GPU"] if gpu_s else []
     parts.append(f"{size(sum(one.bytes for one in costs))} on disk")
     parts += [f"{name.replace('_', ' ')}: {num:,}" for name, num in sorted(tokens.items())]
+    price = sum(one.price for one in costs)
+    parts += [f"price: {price:,.2f}" if price >= 1 else f"price: {price:.2g}"] if price else []
     return ", ".join(parts)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.stages.common.batches import encode_images, made_up, read_prepared, without
 from vlpipe.stages.common.scores import with_columns
-from vlpipe.stages.common.texts import FlatTexts
+from vlpipe.stages.common.texts import FlatTexts, Mask
 from vlpipe.stages.dual_encoders.towers import Encoders, cosine, probability
 from vlpipe.stages.inference.ahead import Ahead
 
@@ -23,15 +23,18 @@ def add_scores(
     ahead: Ahead,
     sources: Sequence[str] = (),
     as_probability: bool = False,
+    where: Mask | None = None,
 ) -> Out:
     """Returns `rows` with the column: list<float32>, one score per text, and a reject per image that cannot be decoded.
 
-    Texts that are dropped, or not of `sources` (empty: of any source), get null. as_probability: sigmoid(scale x cosine +
-    bias) in place of the cosine.
+    Texts that are dropped, or not of `sources` (empty: of any source), get null, and so do all texts of rows that are False
+    in `where` (N,), whose images are not decoded. as_probability: sigmoid(scale x cosine + bias) in place of the cosine.
     """
     rejects: list[Reject] = []
-    images = read_prepared(rows, model.prepare, rejects, ahead)
-    vectors = dict(encode_images(images, model.images, batch_size, ahead))
+    places = np.arange(rows.num_rows) if where is None else np.flatnonzero(where)
+    judged_rows = rows if where is None else rows.filter(pa.array(where))
+    images = read_prepared(judged_rows, model.prepare, rejects, ahead)
+    vectors = {int(places[at]): one for at, one in encode_images(images, model.images, batch_size, ahead)}
     flat = FlatTexts(rows["texts"])
     judged = flat.still_in(sources) if sources else flat.kept()
     wanted = [i for i in np.flatnonzero(judged).tolist() if int(flat.row[i]) in vectors]

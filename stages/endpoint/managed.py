@@ -29,7 +29,7 @@ from vlpipe.pipeline.errors import AttemptFailed, VlpipeError, one_line
 from vlpipe.stages.endpoint import supervise
 
 HOST = "127.0.0.1"
-FIELDS = ("{port}", "{model}", "{gpus}")
+FIELDS = ("{port}", "{model}", "{gpus}", "{python}")
 OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV")  # of this Python
 ANSWER_S = 5.0  # of one question whether it is ready
 MAX_LOOK_S = 1.0  # between two such questions
@@ -48,7 +48,8 @@ class ServerDied(AttemptFailed):
 @dataclass(frozen=True, kw_only=True)
 class Managed:
     """How a step starts its server. command: program and arguments, as a list, of which a part may hold `{port}`, which is
-    chosen by the step and must be there, `{model}`, the step's parameter, and `{gpus}`, how many GPUs a worker has.
+    chosen by the step and must be there, `{model}`, the step's parameter, `{gpus}`, how many GPUs a worker has, and
+    `{python}`, this Python.
 
     environment: folder of another virtual or conda environment, whose programs are found first. The server must answer 200
     at ready_path, on 127.0.0.1, within ready_s. stop_s: how long it may take to stop after SIGTERM.
@@ -77,7 +78,7 @@ class Managed:
     def filled(self, port: int, model: str) -> list[str]:
         """Returns the command for a port."""
         num = os.environ.get(GPUS, "0")
-        values = (str(port), model, str(max(1, int(float(num)))))
+        values = (str(port), model, str(max(1, int(float(num)))), sys.executable)
         found = []
         for part in self.command:
             for name, value in zip(FIELDS, values, strict=True):

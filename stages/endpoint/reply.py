@@ -68,8 +68,10 @@ def answer_of(request: Request, response: Response, secret: str = "") -> Answer:
 
 
 def hidden(text: str, secret: str) -> str:
-    """Returns a text without `secret`, if there is one."""
-    return text.replace(secret, HIDDEN) if secret else text
+    """Returns a text without `secret`, if there is one, also as JSON spells it."""
+    if not secret:
+        return text
+    return text.replace(secret, HIDDEN).replace(json.dumps(secret)[1:-1], HIDDEN)
 
 
 def _made(request: Request, status: int, **fields: Any) -> Answer:
@@ -129,6 +131,15 @@ def message_of(body: bytes, secret: str = "") -> str:
     return " ".join(text.split())[:MAX_MESSAGE_CHARS]
 
 
+def probability_of(answer: Answer, wanted: str, against: str = "") -> float | None:
+    """Returns the probability that an answer's first token is `wanted`, by its log-probabilities; None if it has none."""
+    try:
+        found = json.loads(answer.extra or "{}").get("logprobs")
+    except RecursionError:
+        return None
+    return of_logprobs(found, wanted, against)
+
+
 def of_logprobs(logprobs: Mapping[str, Any], answer: str, against: str = "") -> float | None:
     """Returns the probability of an answer from the first token's `logprobs` of a chat completion; None if it has none.
 
@@ -140,7 +151,9 @@ def of_logprobs(logprobs: Mapping[str, Any], answer: str, against: str = "") -> 
     try:
         first = logprobs["content"][0]
         found = [(str(one["token"]), float(one["logprob"])) for one in (first.get("top_logprobs") or [first])]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    if any(math.isnan(log) for _, log in found):
         return None
 
     def sum_of(wanted: str) -> float:

@@ -5,7 +5,6 @@ Lin et al., 2024, https://arxiv.org/abs/2404.01291: it tells compositions apart 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from vlpipe.stages.common.texts import FlatTexts
 from vlpipe.stages.endpoint.ask import Result
 from vlpipe.stages.endpoint.asking import Asking, Line, asked_rows, fault_in
 from vlpipe.stages.endpoint.prompts import Builder, Request, as_field
-from vlpipe.stages.endpoint.reply import of_logprobs
+from vlpipe.stages.endpoint.reply import probability_of
 from vlpipe.stages.endpoint.stage import AsksServer
 from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
@@ -246,6 +245,5 @@ class _Scores(Asking):
             return None, result.why
         if result.status != 200:
             return None, f"http_{result.status}"
-        found = json.loads(result.extra or "{}").get("logprobs")
-        score = of_logprobs(found, self._stage.answer, self._stage.against)
+        score = probability_of(result, self._stage.answer, self._stage.against)
         return score, "" if score is not None else "no_logprobs"

@@ -40,6 +40,7 @@ MODULES = {
     "responses": "http_responses",
     "images": "image_files",
     "workflows": "workflow_files",
+    "completions": "chat_completions",
 }
 STORED = Path(__file__).parent / "stored"
 SHAPE = ".shape.json"

@@ -127,6 +127,9 @@ def test_totals() -> None:
     assert totals(costs, 4) == (
         "about 60.0 min on 4 CPUs, 60.0 min of one GPU, 10.0 MB on disk, tokens in: 15, tokens out: 1"
     )
+    for price, said in ((1234.5, "1,234.50"), (0.0172, "0.017")):
+        dear = [*costs, Cost(step="c", seconds=0, cpus=0, gpus=0, tokens={}, price=price, **one)]
+        assert totals(dear, 4).endswith(f"tokens out: 1, price: {said}")
     assert [duration(s) for s in (0.123, 12.3, 200, 36_000_000)] == [
         "0.12 s",
         "12 s",

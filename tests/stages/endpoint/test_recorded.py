@@ -126,6 +126,20 @@ def test_the_receipt_has_tokens_and_cost(root: Path, serve: Serve) -> None:
     assert found["run"]["cost_per_1000_rows"] == pytest.approx(1000 * (300 * 1.0 + 13 * 10.0) / 1e6)
 
 
+def test_a_sample_tells_what_the_full_run_will_cost_and_is_not_asked_again(root: Path, serve: Serve) -> None:
+    server = serve()
+    file = root.parent / "w.yaml"
+    file.write_text(WORKFLOW.format(url=server.url, num=80, more="max_tokens: 64"))
+    said = command("run", str(file), "--root", str(root), "--local", "--sample", "2")
+    assert server.server.asked.total() == 40
+    price = 80 * (300 * 1.0 + 13 * 10.0) / 1e6
+    assert f"tokens in: 24,000, tokens out: 1,040, price: {price:.2g}" in " ".join(said.split())
+    assert f"price: {price:.2g}" in " ".join(command("plan", str(file), "--root", str(root)).split())
+    run(root, server, num=80)
+    assert set(server.server.asked.values()) == {1}
+    assert server.server.asked.total() == 80
+
+
 def listed(root: Path, entry: str) -> str:
     file = root.parent / "list.txt"
     file.write_text(f"{entry}\n")

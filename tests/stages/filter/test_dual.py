@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vlpipe.stages.common.scores import processed
 from vlpipe.stages.dual_encoders.of_open_clip import prepared
 from vlpipe.stages.filter.clip import ClipScore
 from vlpipe.stages.filter.dual import DualScore
+from vlpipe.stages.selection.decide import Decide, JudgeRule
 
 Rows = Callable[..., pa.Table]
 SENTENCES = ("a red circle", "two dogs", "a blue dog", "red", "ein Hund dogs dogs dogs dogs dogs dogs dogs a")
@@ -277,3 +279,28 @@ def test_siglip_of_open_clip_gives_open_clips_own_scores(
     grown, bias = float(network.logit_scale.detach().exp()), float(network.logit_bias.detach())
     for mine, cosines in zip(chances, found, strict=True):
         assert mine == pytest.approx([1 / (1 + np.exp(-(grown * c + bias))) for c in cosines], abs=1e-4)
+
+
+def test_flagged_rows_are_judged_anew(siglip_folder: Path, image_rows: Rows) -> None:
+    """Rows whose content is not what their list says get scores, and are decided by them; the others are as they were."""
+    images = image_rows([[] for _ in range(6)])["image"].to_pylist()
+    images[4] = b"not decoded"
+    table = image_rows([[text(SENTENCES[i % 5], "web")] for i in range(6)], images)
+    matches = [True, False, None, False, True, True]
+    flagged = table.append_column("hash_matches", pa.array(matches, pa.bool_()))
+    stage = DualScore(model=Weights(path=str(siglip_folder)), encoder="tiny", flagged_only=True)
+    out = run_map(stage, flagged)
+    assert out.rejects == []
+    found = out.table["dual_score"].to_pylist()
+    every = run_map(replace(stage, flagged_only=False), flagged.take([1, 3])).table["dual_score"].to_pylist()
+    assert [one == [None] for one in found] == [matches[i] is not False for i in range(6)]
+    assert [found[1], found[3]] == every
+    low = min(every)[0]
+    rule = JudgeRule(
+        column="dual_score", op=">", value=low, encoder="tiny", on_missing="keep", id="other_image"
+    )
+    kept = [ts[0]["kept"] for ts in run_map(Decide(rules=(rule,)), out.table).table["texts"].to_pylist()]
+    assert kept.count(False) == 1
+    assert kept[1 if every[0] < every[1] else 3] is False
+    with pytest.raises(SchemaError, match="reads column 'hash_matches', which its input does not have"):
+        stage.schema(table.schema)

@@ -166,6 +166,8 @@ def test_a_servers_logprobs_give_the_same_kind_of_score() -> None:
         {"content": []},
         {"content": [{"top_logprobs": [{"token": "Yes"}]}]},
         {"content": "no"},
+        {"content": [{"token": "Yes", "logprob": math.nan}]},
+        {"content": [{"token": "Yes", "logprob": 10**400}]},
     ):
         assert of_logprobs(broken, "Yes") is None
     assert np.isfinite(of_logprobs({"content": [{"token": "Yes", "logprob": -1e9}]}, "Yes") or 0.0)
