@@ -125,7 +125,7 @@ def greedy(
     done = [False] * len(texts)
     never = [i for i in special_ids(tokenizer) if i != tokenizer.end]
     for _ in range(max_answer):
-        logits = _next_logits(model, batch, texts, tokenizer.pad)
+        logits = _next_logits(model, batch, texts, prompts, tokenizer.pad)
         logits[:, never] = -torch.inf
         for k, token in enumerate(logits.argmax(1).tolist()):
             done[k] = done[k] or token == tokenizer.end
@@ -149,7 +149,9 @@ def ranked(
 
     ids = [[*tokenizer.ids(one), tokenizer.end] for one in told]
     firsts = torch.tensor([one[0] for one in ids], device=batch.same.device)
-    first = _next_logits(model, batch, prompts, tokenizer.pad).log_softmax(1)[:, firsts]  # (B, answers)
+    first = _next_logits(model, batch, prompts, prompts, tokenizer.pad).log_softmax(1)[
+        :, firsts
+    ]  # (B, answers)
     top = first.topk(min(k_test, len(ids)), dim=1).indices.tolist()
     pairs = [(row, answer) for row, several in enumerate(top) for answer in several]
     best: dict[int, tuple[float, int]] = {}
@@ -157,7 +159,8 @@ def ranked(
         part = pairs[start : start + ROWS]
         rows = torch.tensor([row for row, _ in part], device=batch.same.device)
         texts = [[*prompts[row], *ids[answer]] for row, answer in part]
-        hidden = _hidden(model, batch.rows(rows), texts, tokenizer.pad)
+        given = [prompts[row] for row, _ in part]
+        hidden = _hidden(model, batch.rows(rows), texts, given, tokenizer.pad)
         for k, (row, answer) in enumerate(part):
             at = torch.arange(len(prompts[row]) - 1, len(texts[k]) - 1, device=hidden.device)
             logs = model.predict(hidden[k, at]).float().log_softmax(-1)
@@ -177,32 +180,40 @@ def special_ids(tokenizer: Tokenizer) -> list[int]:
     return found
 
 
-def _next_logits(model: Any, batch: Batch, texts: Sequence[Sequence[int]], pad: int) -> Tensor:
+def _next_logits(
+    model: Any, batch: Batch, texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], pad: int
+) -> Tensor:
     """Returns the logits (B, V) of the token after each text."""
     import torch
 
-    hidden = _hidden(model, batch, texts, pad)
+    hidden = _hidden(model, batch, texts, prompts, pad)
     last = torch.tensor([len(one) - 1 for one in texts], device=hidden.device)
     found: Tensor = model.predict(hidden[torch.arange(len(texts), device=hidden.device), last]).float()
     return found
 
 
-def _hidden(model: Any, batch: Batch, texts: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Returns the hidden states (B, L, D) of texts, right-padded."""
+def _hidden(
+    model: Any, batch: Batch, texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], pad: int
+) -> Tensor:
+    """Returns the hidden states (B, L, D) of texts, right-padded, which begin with `prompts`."""
     from dataclasses import replace
 
     from vlpipe.models.interface.outputs import Outputs
 
-    streams = {**batch.streams, "text": _stream(texts, pad, batch.same.device)}
+    streams = {**batch.streams, "text": _stream(texts, prompts, pad, batch.same.device)}
     hidden: Tensor = Outputs(model, replace(batch, streams=streams), grad=False).decoder_hidden
     return hidden
 
 
-def _stream(texts: Sequence[Sequence[int]], pad: int, device: Any) -> Stream:
+def _stream(
+    texts: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], pad: int, device: Any
+) -> Stream:
     import numpy as np
+    import torch
 
     from vlpipe.models.interface.batch import Stream
     from vlpipe.stages.loading.makers.base import lengths_mask, padded
 
     ids = [np.asarray(one, np.int64) for one in texts]
-    return Stream(padded(ids, pad), lengths_mask(ids)).map(lambda value: value.to(device))
+    extra = {"prompt": torch.tensor([len(one) for one in prompts])}
+    return Stream(padded(ids, pad), lengths_mask(ids), extra).map(lambda value: value.to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,6 +95,20 @@ class Unimo(FillsRegions):
         words, image = out.both
         found = {} if words is None else {"text": words}
         return found if image is None else {**found, "regions": image[:, 1:]}
+
+    def decoder_hidden(self, out: Outputs) -> Tensor:
+        """States (B, L, width) that predict the next tokens, with or without an image: extra["prompt"] (B,) tokens
+        of the text are given, by default the first; the others see those before them alone.
+        """
+        text, streams = out.stream("text"), out.batch.streams
+        given = text.extra.get("prompt", torch.ones_like(text.data[:, 0]))
+        words = replace(text, target={**text.target, "prefix": given})
+        found = self._encoded(words, out.stream("regions") if "regions" in streams else None)[0]
+        assert found is not None
+        return found
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        return self.predict_words(hidden)
 
     def image_feat(self, out: Outputs) -> Tensor:
         """The whole image's state, without a text: (B, width), unit norm."""

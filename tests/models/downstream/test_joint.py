@@ -10,9 +10,10 @@ import torch
 
 from tests.models.small_system import ROWS, SmallSystem, small_systems
 from vlpipe.models import folder
+from vlpipe.models.downstream.based import tokens_of
 from vlpipe.models.downstream.chooser import JointChooser
 from vlpipe.models.downstream.classifier import JointClassifier
-from vlpipe.models.downstream.joint import SECOND, JointModel, pooled, tokens_of, unseen
+from vlpipe.models.downstream.joint import SECOND, JointModel, pooled, unseen
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.capabilities import Answers, Fuses, Matches, missing
 from vlpipe.models.interface.joint_capabilities import PoolsJointly
