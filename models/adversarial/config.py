@@ -13,12 +13,13 @@ class Adversarial:
     """Training on perturbed inputs, too: VILLA. Gan et al. 2020, https://arxiv.org/abs/2006.06195.
 
     The loss of a step is L(x) + the sum over streams s of [L(x + d_s) + kl (KL(p || p_s) + KL(p_s || p))], p and p_s the
-    predictions of x and of x + d_s; losses without a distribution, such as regression, have no such KL. One stream is
-    perturbed at a time: d of a stream of features is added to these, d of a text to its word embeddings, and neither to
-    positions or types. `steps` times the gradient of this is taken, its mean is the gradient of the optimiser step ("free"
-    training), and after each time d moves by `lr` along its own gradient, whose L2 norm over all positions of a sample is
-    made 1; then d is scaled back to a norm of `radius`. d starts at uniform values up to `start`, divided by the square root
-    of their number. alternate: each optimiser step perturbs one of the streams, in turn.
+    predictions of x and of x + d_s; losses without a distribution, such as regression, have no such KL, and of answers that
+    are each right or wrong (VQA's), it is the sum over answers. One stream is perturbed at a time: d of a stream of features
+    is added to these, d of a text to its word embeddings, and neither to positions or types. `steps` times the gradient of
+    this is taken, its mean is the gradient of the optimiser step ("free" training), and after each time d moves by `lr`
+    along its own gradient, whose L2 norm over all positions of a sample is made 1; then d is scaled back to a norm of
+    `radius`. d starts at uniform values up to `start`, divided by the square root of their number. alternate: each optimiser
+    step perturbs one of the streams, in turn.
 
     Defaults are the released code's: no radius (None), a start at zero. The paper perturbs all streams in each step; the
     released code one, which is `alternate`.

@@ -63,7 +63,8 @@ def perturbed_values(
                 before, after = (objective.predicted(one.view(view)) for one in (clean, out))
                 term = terms[objective.LOSSES[0]]
                 if before is not None and after is not None and isinstance(term, Term):
-                    each = symmetric_kl(before[0], after[0]) * before[1]
+                    divergence = binary_kl if objective.BINARY else symmetric_kl
+                    each = divergence(before[0], after[0]) * before[1]
                     values[names(objective.LOSSES[0], stream)[1]] = Term(each.sum(), term.count)
     return values
 
@@ -72,3 +73,11 @@ def symmetric_kl(clean: Tensor, perturbed: Tensor) -> Tensor:
     """Returns KL(p || q) + KL(q || p) in nats, (M,), of logits (M, C) of p and q."""
     p, q = clean.log_softmax(-1), perturbed.log_softmax(-1)
     return ((p.exp() - q.exp()) * (p - q)).sum(-1)
+
+
+def binary_kl(clean: Tensor, perturbed: Tensor) -> Tensor:
+    """Returns KL(p || q) + KL(q || p) in nats, (M,), of logits (M, C) of C independent answers each: their sum.
+
+    VILLA's code has a softmax over the answers there, which are not exclusive, times their number.
+    """
+    return ((clean.sigmoid() - perturbed.sigmoid()) * (clean - perturbed)).sum(-1)

@@ -35,6 +35,7 @@ class Objective(nn.Module):
     one rank forwards together; more ranks or micro-batches then mean fewer candidates per row.
     FEATURES: for scope "batch": outputs of shape (B, ...), from which alone the loss is computed; teachers' as
     "ema.image_feat".
+    BINARY: whether the logits of `predicted` are of C independent answers, each yes or no, in place of one of C classes.
     TEACHER: parameters of the `Ema` that is made for it if the recipe's `teachers` do not have the one it names.
     view: the view of the batch that the objective looks at; "" for the clean streams.
     """
@@ -43,6 +44,7 @@ class Objective(nn.Module):
     NEEDS: ClassVar[tuple[type, ...]] = ()
     SCOPE: Scope = "sample"
     FEATURES: tuple[str, ...] = ()
+    BINARY: ClassVar[bool] = False
     TEACHER: Mapping[str, Any] = MappingProxyType({})
     view: str = ""
 
@@ -62,7 +64,7 @@ class Objective(nn.Module):
     def predicted(self, out: Outputs) -> tuple[Tensor, Tensor] | None:
         """Returns the logits (M, C) that the loss is of, and which of the M items it counts, (M,) bool.
 
-        None: the loss is of no distribution over classes. out: see `view`.
+        None: the loss is of no distribution over classes. out: see `view`; BINARY.
         """
         return None
 

@@ -29,6 +29,9 @@ class Choose(Objective):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {"choice": (batch.stream(self.stream).target["label"] != IGNORE).sum()}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        return out.choice_scores.float(), out.stream(self.stream).target["label"] != IGNORE
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         labels, scores = out.stream(self.stream).target["label"], out.choice_scores
         counted = labels != IGNORE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,10 +20,15 @@ class SoftAnswer(Objective):
 
     LOSSES = ("answer",)
     NEEDS = (Answers,)
+    BINARY = True
 
     def __init__(self, *, stream: str = "answer") -> None:
         super().__init__()
         self.stream = stream
+
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        logits = out.answer.float()
+        return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         scores, logits = out.stream(self.stream).data, out.answer.float()

@@ -29,6 +29,9 @@ class Classify(Objective):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {"classify": (batch.stream(self.stream).data != IGNORE).sum()}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        return out.logits.float(), out.stream(self.stream).data != IGNORE
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         labels, logits = out.stream(self.stream).data, out.logits.float()
         counted = labels != IGNORE

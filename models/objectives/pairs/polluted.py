@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +23,10 @@ class Polluted(Objective):
     def __init__(self, *, stream: str = "text") -> None:
         super().__init__()
         self.stream = stream
+
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        logits = out.polluted.float()
+        return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         target = out.batch.stream(self.stream).target

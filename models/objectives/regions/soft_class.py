@@ -42,6 +42,14 @@ class SoftRegionClass(RegionLoss):
         is_sum = (regions.extra["prob"].float().sum(-1) - 1).abs() < OFF
         return regions.target["masked"] & is_sum
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        regions = out.stream(self.stream)
+        places = regions.chosen("masked", regions.target["masked"])
+        logits: Tensor = out.model.predict_regions(
+            out.region_hidden.flatten(0, 1)[places], self.which
+        ).float()
+        return logits, self._valid(out.batch).flatten()[places]
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
         valid = self._valid(out.batch)

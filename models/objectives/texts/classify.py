@@ -29,6 +29,10 @@ class ClassifyTexts(Objective):
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {"classify": _has(batch.stream("label").data).sum()}
 
+    def predicted(self, out: Outputs) -> tuple[Tensor, Tensor] | None:
+        wanted, logits = out.stream("label").data, out.text_logits.float()
+        return None if wanted.is_floating_point() else (logits, _has(wanted))
+
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         wanted, logits = out.stream("label").data, out.text_logits.float()
         counted = _has(wanted)

@@ -6,6 +6,7 @@ Gan et al. 2020, https://arxiv.org/abs/2006.06195. Tolerances: gradients 1e-5 of
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,12 +18,13 @@ from tests.models.parity import noisy
 from tests.models.second_regions import rows
 from tests.models.small_system import SmallSystem, small_systems
 from vlpipe.models.adversarial.config import Adversarial
-from vlpipe.models.adversarial.losses import symmetric_kl
+from vlpipe.models.adversarial.losses import binary_kl, symmetric_kl
 from vlpipe.models.adversarial.perturb import Perturbations
 from vlpipe.models.blocks.text import TextEmbed
-from vlpipe.models.interface.batch import IGNORE, Batch, Step
+from vlpipe.models.interface.batch import IGNORE, Batch, Step, Stream
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.objectives.downstream.soft_answer import SoftAnswer
 from vlpipe.models.objectives.infonce import InfoNce
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
@@ -242,6 +244,39 @@ def test_both_directions_of_the_divergence_by_hand() -> None:
     wanted = 0.25 * torch.tensor(2.0).log() + 0.25 * torch.tensor(1.5).log()
     assert float(symmetric_kl(p, q)) == pytest.approx(float(wanted))
     assert float(symmetric_kl(q, p)) == pytest.approx(float(wanted))
+
+
+def test_the_divergence_of_answers_that_are_right_or_wrong_each() -> None:
+    """The sum over answers of the divergence of two classes, yes and no."""
+    a, b = torch.tensor([[0.3, -2.0, 1.0]]), torch.tensor([[-0.5, 0.4, 1.0]])
+    wanted = [
+        symmetric_kl(torch.stack([x, torch.zeros(())])[None], torch.stack([y, torch.zeros(())])[None])
+        for x, y in zip(a[0], b[0], strict=True)
+    ]
+    torch.testing.assert_close(binary_kl(a, b), sum(wanted, torch.zeros(1)))
+
+
+class Asked(Product):
+    """Answers by its head, each word an answer."""
+
+    def answer(self, out: Outputs) -> Tensor:
+        return self.head(out.word_hidden.mean(1))
+
+
+def test_soft_answers_have_a_divergence_of_each_answer() -> None:
+    torch.manual_seed(0)
+    batch, model = batch_of(), Asked()
+    batch = replace(batch, streams={**batch.streams, "answer": Stream(torch.rand(5, WORDS))})
+    spec = Adversarial(streams=["regions"], start=1.0)
+    net = Net(model, [(1.0, "", SoftAnswer())], adversarial=spec)
+    perturbations = Perturbations(model, spec)
+    values = net(batch, perturbations=perturbations)
+    term = values["answer_kl@regions"]
+    with perturbations.added(batch, "regions") as changed:
+        other = Outputs(model, changed).answer
+    wanted = binary_kl(Outputs(model, batch).answer, other).mean()
+    assert float(wanted.detach()) > 0
+    torch.testing.assert_close(term.total / term.count, wanted)  # type: ignore[union-attr]
 
 
 def test_a_loss_without_classes_has_no_divergence() -> None:
