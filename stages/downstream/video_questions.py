@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import ListFile
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.pipeline.storage.text_lines import BadLine
@@ -45,7 +45,7 @@ class AsksVideos(MapStage):
     FILTERS: ClassVar[bool] = True
     MORE: ClassVar[pa.Field]
 
-    questions: ListFile
+    questions: File
 
     def by_video(self) -> Questions:
         """Returns the questions of each video. Raises VlpipeError with the place of what is wrong."""

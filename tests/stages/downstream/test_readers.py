@@ -12,7 +12,7 @@ import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile
-from vlpipe.pipeline.shard import heavy, heavy_names
+from vlpipe.pipeline.shard import heavy, heavy_names, reference_columns
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.downstream.entailment import CLASSES, EntailmentPairs
 from vlpipe.stages.downstream.joined import Joined
@@ -120,8 +120,12 @@ def test_images_of_a_pair_become_one_row_also_across_shards(tmp_path: Path) -> N
     stage = Joined(columns=("image", "width"))
     out = run_gather(stage, [dataset(tmp_path / "in", rows, shard_rows=2)], tmp_path / "out")
     assert heavy_names(out.table.schema) == ["image", "second_image"]
-    found = {row["id"]: row for row in out.table.to_pylist()}
+    found = {row["parent"]: row for row in out.table.to_pylist()}
     assert set(found) == {"a0", "b0"}
+    assert len({row["id"] for row in out.table.to_pylist()} - set(rows["id"].to_pylist())) == 2
+    assert reference_columns(stage.schema(SCHEMA)) == ("=second_id",), (
+        "a pair is forgotten with its second row"
+    )
     assert {
         k: (v["image"], v["second_image"], v["second_id"], v["width"], v["second_width"])
         for k, v in found.items()
