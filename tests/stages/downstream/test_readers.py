@@ -18,6 +18,7 @@ from vlpipe.stages.downstream.entailment import CLASSES, EntailmentPairs
 from vlpipe.stages.downstream.joined import Joined
 from vlpipe.stages.downstream.labelled import LabelledSentences
 from vlpipe.stages.downstream.statements import PART, PairStatements
+from vlpipe.stages.lists.text_limit import TextLimit
 
 Lines = list[dict[str, Any]]
 VE: Lines = [
@@ -147,3 +148,11 @@ def test_pairs_that_cannot_be_joined(tmp_path: Path) -> None:
             [dataset(tmp_path / "i", far, shard_rows=1)],
             tmp_path / "o",
         )
+
+
+def test_a_text_that_is_cut_keeps_its_answers(read: Callable[..., pa.Table]) -> None:
+    """`answers` name their question by its text, which is the one in `texts`."""
+    limit = TextLimit(max_chars=5, longer="cut")
+    for row in read(EntailmentPairs, VE, ["12.jpg", "7.jpg"], text_limit=limit).to_pylist():
+        assert [one["text"] for one in row["texts"]] == [one["question"] for one in row["answers"]]
+        assert all(len(one["text"]) == 5 for one in row["texts"])

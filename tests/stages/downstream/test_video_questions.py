@@ -75,7 +75,14 @@ def test_answers_of_msrvtt(tmp_path: Path) -> None:
         (
             MsrvttQuestions,
             [{**MSRVTT[0], "answer": "the"}],
-            r"\[0\]: wanted a video_id, a question and an answer",
+            r"\[0\]: wanted a question and an answer",
+        ),
+        (MsrvttQuestions, [{**MSRVTT[0], "video_id": None}], r"\[0\]: wanted a whole number as 'video_id'"),
+        (TvqaQuestions, {**TVQA, "a2": ["x"]}, "line 1: wanted text, got"),
+        (
+            TvqaQuestions,
+            {**TVQA, "answer_idx": float("inf")},
+            "line 1: wanted a whole number as 'answer_idx'",
         ),
     ],
 )

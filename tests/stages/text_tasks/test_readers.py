@@ -124,7 +124,7 @@ def test_questions_with_and_without_answers(tmp_path: Path) -> None:
         (squad({"id": "a", "question": "Who?"}), r"qas\[0\]: wanted a JSON object with the key 'answers'"),
         (
             squad({"id": "a", "question": "Who?", "answers": [{"text": "Ulm"}]}),
-            r"answers\[0\]: wanted an answer_start",
+            r"answers\[0\]: wanted a whole number as 'answer_start'",
         ),
     ],
 )
