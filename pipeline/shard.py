@@ -44,6 +44,7 @@ ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 PAGE_ROWS = 32
 HEAVY = b"vlpipe.heavy"
 REF = b"vlpipe.ref"
+ORIGIN = "="  # before the path of a reference column made with `is_origin`
 
 
 class Heavy(NamedTuple):
@@ -135,16 +136,16 @@ def heavy_names(schema: pa.Schema) -> list[str]:
     return [f.name for f in schema if is_heavy(f)]
 
 
-def ref(name: str, dtype: pa.DataType) -> pa.Field:
+def ref(name: str, dtype: pa.DataType, *, is_origin: bool = False) -> pa.Field:
     """Returns a field that holds ids of other rows, so that `vlpipe forget` can remove them.
 
     Columns `id` and `parent` do not need it. dtype: string or (nested) lists of strings. The field may be inside a struct or
-    a list of structs.
+    a list of structs. is_origin: what is beside the id was copied from that row, and goes with it: the struct, or the row.
     Raises SchemaError for any other type.
     """
     if not _holds_ids(dtype):
         raise SchemaError(f"reference column {name!r}: wanted string or lists of strings, got {dtype}")
-    return pa.field(name, dtype, metadata={REF: b"1"})
+    return pa.field(name, dtype, metadata={REF: ORIGIN if is_origin else "1"})
 
 
 def _holds_ids(dtype: pa.DataType) -> bool:
@@ -154,8 +155,10 @@ def _holds_ids(dtype: pa.DataType) -> bool:
 
 
 def reference_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Returns dotted paths of the columns made by `ref`: `witness`, `texts.donors` (a field of a struct, in lists too)."""
-    return tuple(path for f in schema for path, one in nested(f) if one.metadata and REF in one.metadata)
+    """Returns dotted paths of the columns made by `ref`: `witness`, `texts.donors` (a field of a struct, in lists too);
+    after ORIGIN, those that tell where a copy comes from."""
+    found = ((path, (one.metadata or {}).get(REF)) for f in schema for path, one in nested(f))
+    return tuple(ORIGIN * (kind == ORIGIN.encode()) + path for path, kind in found if kind)
 
 
 def nested(f: pa.Field, above: str = "") -> Iterator[tuple[str, pa.Field]]:

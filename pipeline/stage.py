@@ -35,6 +35,8 @@ class Stage:
     ADDED: ClassVar[frozenset[str]] = frozenset()
     # for a parameter in ADDED whose default differs from what earlier versions did: the value that reproduces them
     BEFORE: ClassVar[Mapping[str, Any]] = {}
+    # mappings whose order changes the rows; the order of others is not in the key
+    ORDERED: ClassVar[frozenset[str]] = frozenset()
     # Computes with torch: the engine sets the number of threads, which is part of the key.
     TORCH: ClassVar[bool] = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

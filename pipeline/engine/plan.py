@@ -322,6 +322,8 @@ def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
             return f"step {maker.name!r} runs"
     if before["torch_threads"] != step.torch_threads:
         return f"torch_threads changed {before['torch_threads']} -> {step.torch_threads}"
+    if step.stage.ORDERED and before.get("inputs") == [above.folder for above in one.above]:
+        return f"the order of keys changed in {' or '.join(sorted(step.stage.ORDERED))}"
     reads_names = bool(step.stage.names_in_key(step.inputs))
     return "the names of its inputs changed" if reads_names else "an upstream step changed"
 

@@ -58,11 +58,12 @@ class ForgottenRows:
     def rows(self, table: pa.Table, refs: Collection[Reference]) -> Mask:
         """Returns a mask of the forgotten rows, (num_rows,) bool.
 
-        In a table with an `id`: rows with a forgotten id and their children. In one without: rows with a forgotten id as
-        parent or in a reference column of single ids, or with a forgotten url.
+        In a table with an `id`: rows with a forgotten id, their children, and rows that copied something from them. In one
+        without: rows with a forgotten id as parent or in a reference column of single ids, or with a forgotten url.
         """
         names = table.schema.names
         own = [n for n in ("id", "parent") if n in names and _is_text(table.schema.field(n).type)]
+        own += [r.column for r in refs if r.is_single and r.is_origin]
         out = np.zeros(table.num_rows, np.bool_)
         for name in own if has_id(table.schema) else [*own, *(r.column for r in refs if r.is_single)]:
             out |= self.ids.mask(table[name])

@@ -17,6 +17,7 @@ from vlpipe.pipeline.engine.records.answers import part_paths, with_rows
 from vlpipe.pipeline.engine.records.forgotten import canonical_url
 from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
 from vlpipe.pipeline.forget.json_artifacts import names_rows
+from vlpipe.pipeline.forget.references import origins
 from vlpipe.pipeline.forget.rows import URLS, ForgottenRows, RejectsLeft, log_left, looked_at, rejects_left
 from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls, host_of_canonical
@@ -165,7 +166,13 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[T
     while before < len(ids):
         before = len(ids)
         maker = TextSetMaker("id")
-        for columns in each(partial(_children, store, ids), _shards(steps, "id", "parent")):
+        some = [
+            (name, path)
+            for step in steps.values()
+            for name in origins(step.references)
+            for path in _shards({step.folder: step}, "id", name)
+        ]
+        for columns in each(partial(_children, store, ids), some):
             for column in columns:
                 maker.add_column(column)
         ids = ids | maker.made()
@@ -197,11 +204,11 @@ def _meant_ids(store: Store, path: str, wanted: ForgetList, meant: dict[str, Mas
     return found
 
 
-def _children(store: Store, ids: TextSet, path: str) -> list[pa.ChunkedArray]:
-    """Returns ids of rows whose parent is in `ids` and that are not in `ids` themselves."""
+def _children(store: Store, ids: TextSet, where: tuple[str, str]) -> list[pa.ChunkedArray]:
+    """Returns ids of rows whose parent is in `ids` and that are not in `ids` themselves. where: (column, path)."""
     found = []
-    for table in _columns(store, path, "id", "parent"):
-        new = ids.mask(table["parent"]) & ~ids.mask(table["id"])
+    for table in _columns(store, where[1], "id", where[0]):
+        new = ids.mask(table[where[0]]) & ~ids.mask(table["id"])
         found.append(table["id"].filter(pa.array(new)))
     return found
 

@@ -273,8 +273,8 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
     as 10.
 
     file: converts a file parameter; leave_out: for keys, omit the fields in `NOT_IN_KEY`, and those in `ADDED` (fields that
-    an earlier version did not have) while they have their default, or their value in `BEFORE`. Raises VlpipeError for a
-    type that has no JSON form.
+    an earlier version did not have) while they have their default, or their value in `BEFORE`; those in `ORDERED` as
+    `in_order` gives them. Raises VlpipeError for a type that has no JSON form.
     """
     if isinstance(value, File):
         return file(value)
@@ -283,7 +283,9 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         no = left_out(value) if leave_out else frozenset()
         names = [f.name for f in dataclasses.fields(value) if f.name not in no]
-        return {name: canonical(getattr(value, name), file, leave_out) for name in names}
+        found = {name: canonical(getattr(value, name), file, leave_out) for name in names}
+        ordered: frozenset[str] = getattr(value, "ORDERED", frozenset()) if leave_out else frozenset()
+        return {name: in_order(one) if name in ordered else one for name, one in found.items()}
     if isinstance(value, Mapping):
         keys = [canonical(k, file, leave_out) for k in value]
         return {str(k): canonical(v, file, leave_out) for k, v in zip(keys, value.values(), strict=True)}
@@ -294,6 +296,17 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
             (canonical(v, file, leave_out) for v in value), key=lambda v: json.dumps(v, sort_keys=True)
         )
     return _scalar(value)
+
+
+def in_order(value: Any) -> Any:
+    """Returns a JSON value in which each mapping whose keys are not sorted is a list of (key, value), so that the order
+    remains when keys are sorted."""
+    if isinstance(value, list):
+        return [in_order(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    pairs = [[key, in_order(one)] for key, one in value.items()]
+    return dict(pairs) if list(value) == sorted(value) else pairs
 
 
 def left_out(value: Any) -> frozenset[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
 from vlpipe.pipeline.errors import did_you_mean, shown
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.stage import GatherStage, MapStage, SourceStage, Stage
 from vlpipe.pipeline.workflow.params import adapter
 
@@ -63,7 +64,7 @@ def _is_fixed(base: type, name: str) -> bool:
 
 def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:
     own = [f.name for f in dataclasses.fields(cls)]
-    for which in ("NOT_IN_KEY", "ADDED"):
+    for which in ("NOT_IN_KEY", "ADDED", "ORDERED"):
         names = getattr(cls, which)
         if not isinstance(names, (frozenset, set, tuple, list)):
             yield f".{which}: wanted frozenset({{NAME, ...}}), got {shown(names)}"
@@ -147,7 +148,25 @@ def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
             yield f".{field.name}: no YAML value can be converted to {kind}"
 
 
-_CHECKS = (_is_dataclass_itself, _names, _not_in_key, _before, _class_values, _methods, _types)
+def _list_files(cls: Any, _: Collection[str]) -> Iterator[str]:
+    """Yields a problem for each ListFile of a stage that lists no rows: its content is not in the keys of shards."""
+    if issubclass(cls, SourceStage) or any(_types(cls, ())):
+        return
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if any(issubclass(kind, ListFile) for kind in _classes(hints[field.name])):
+            yield f".{field.name}: only a SourceStage, whose method rows() reads it, may have a ListFile; wanted a File"
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    """Yields the classes that a type is made of: File and dict for `dict[str, File] | None`."""
+    if get_origin(hint) is None and isinstance(hint, type):
+        yield hint
+    for inner in get_args(hint):
+        yield from _classes(inner)
+
+
+_CHECKS = (_is_dataclass_itself, _names, _not_in_key, _before, _class_values, _methods, _types, _list_files)
 
 
 def idle_keys(cls: type[Stage], given: Collection[str]) -> Iterator[tuple[str, str]]:

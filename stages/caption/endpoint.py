@@ -52,6 +52,7 @@ class CaptionEndpoint(AsksServer, MapStage):
     """
 
     NAME: ClassVar[str] = "caption.endpoint:CaptionEndpoint"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"json_schema", "more", "prompts"})
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = (
         True  # what is learned about the server, and connections, last from shard to shard

@@ -55,6 +55,7 @@ class LocalCaption(RunsModel, MapStage):
     """
 
     NAME: ClassVar[str] = "caption.local:LocalCaption"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"prompts"})
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

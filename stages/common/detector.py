@@ -116,7 +116,7 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
             f"detector: there is no file {path}; it must contain the names of the model's {num} classes or attributes, "
             "one per line"
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
     if len(names) != num:
         raise VlpipeError(

@@ -45,6 +45,7 @@ class Ranking(GatherStage):
     """
 
     NAME: ClassVar[str] = "data_track.ranking:Ranking"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"scores"})
     ROWS_ARE: ClassVar[str] = "means of figures over runs"
 
     scores: dict[str, list[str]]

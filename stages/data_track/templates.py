@@ -36,7 +36,7 @@ def read_templates(path: str) -> Sequence[str]:
     Raises VlpipeError, naming file and line, for one without {}, and for a file without templates or that is no text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VlpipeError(f"template_file: {path} cannot be read as text ({error})") from error
     found = []

@@ -125,6 +125,7 @@ class ZeroShot(RunsModel, GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.zero_shot:ZeroShot"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"tasks"})
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES

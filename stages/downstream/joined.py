@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,12 +22,14 @@ Groups = dict[str, dict[int, str]]  # group -> number -> row id
 class Joined(GatherStage):
     """Emits the first row of each pair in the column `part`, with `second_NAME` of the other one for each of `columns`.
 
-    `second_id` is the other row's id. Steps that make features of images run before, on all images. Images are stored again.
+    `parent` and `second_id` are the ids of the two rows, and `id` is made from both.
+    Steps that make features of images run before, on all images. Images are stored again.
     Reject code (filtered): no_partner, a row whose other one is not there. max_waiting_bytes: of rows whose other one comes
     in a later row group; raises VlpipeError above it, and for two rows with the same place in a pair.
     """
 
     NAME: ClassVar[str] = "downstream.joined:Joined"
+    VERSION: ClassVar[int] = 2  # 2: ids of their own, so that a pair is forgotten with either of its rows
     ROWS_ARE: ClassVar[str] = "pairs of rows"
 
     columns: tuple[str, ...] = ("image", "width", "height")
@@ -35,9 +38,10 @@ class Joined(GatherStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "downstream.joined", id=pa.string(), part=PART)
         need(inp, "downstream.joined", **{n: _type(inp, n) for n in self.columns})
-        own = [field for field in inp if field.name != "part"]
+        own = [field for field in inp if field.name not in ("part", "parent")]
         second = [inp.field(name).with_name(SECOND + name) for name in self.columns]
-        return pa.schema([*own, ref(f"{SECOND}id", pa.string()), *second])
+        ids = [pa.field("parent", pa.string()), ref(f"{SECOND}id", pa.string(), is_origin=True)]
+        return pa.schema([*own, *ids, *second])
 
     def run(self, job: Job) -> None:
         whole = self._whole(job)
@@ -84,8 +88,10 @@ class Joined(GatherStage):
         yield from data.batches(light, heavy_names(data.schema))
 
     def _joined(self, first: pa.Table, second: pa.Table, out: pa.Schema) -> pa.Table:
-        found = {name: first[name] for name in first.column_names if name != "part"}
-        found[f"{SECOND}id"] = second["id"]
+        found = {name: first[name] for name in first.column_names}
+        found |= {"parent": first["id"], f"{SECOND}id": second["id"]}
+        pairs = zip(first["id"].to_pylist(), second["id"].to_pylist(), strict=True)
+        found["id"] = pa.array([hashlib.sha256(f"{a}\0{b}".encode()).hexdigest() for a, b in pairs])
         found |= {SECOND + name: second[name] for name in self.columns}
         return pa.table([found[field.name] for field in out], schema=out)
 

@@ -43,12 +43,16 @@ class LabelledSentences(FolderSource):
         raise NotImplementedError
 
     def rows(self) -> Iterator[pa.Table]:
-        found = list(self.images_with_labels())
+        found = [self._limited(one) for one in self.images_with_labels()]
         listed = (Captioned(one.image, one.sentences) for one in found)
         left = iter(found)
         for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
             more = [next(left) for _ in range(table.num_rows)]
             yield self.with_more(table, more)
+
+    def _limited(self, one: Labelled) -> Labelled:
+        answers = [{**a, "question": self.text_limit.of(a["question"])} for a in one.answers]
+        return one._replace(answers=answers)
 
     def with_more(self, table: pa.Table, more: list[Labelled]) -> pa.Table:
         """Returns the rows with the columns MORE; more: the images of these rows."""

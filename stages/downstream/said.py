@@ -18,8 +18,16 @@ from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import GatherStage, Job, MapStage, Work
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
-from vlpipe.stages.lists.json_values import load_json
-from vlpipe.stages.lists.vqa import ANSWERS, left_out, normalised, read_labels
+from vlpipe.stages.lists.json_values import load_json, whole_number
+from vlpipe.stages.lists.vqa import (
+    ANSWERS,
+    by_question,
+    image_file,
+    left_out,
+    normalised,
+    question_id,
+    read_labels,
+)
 from vlpipe.stages.loading.makers.downstream.asked_answer import SAID
 
 
@@ -53,7 +61,8 @@ class SaidAnswers(FolderSource):
     def rows(self) -> Iterator[pa.Table]:
         images: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for image, question, answers in self.asked():
-            said = [{"question": question, "answer": a, "score": s} for a, s in answers.items()]
+            shown = self.text_limit.of(question)
+            said = [{"question": shown, "answer": a, "score": s} for a, s in answers.items()]
             images.setdefault(image, {}).setdefault(question, said)
         listed = (Captioned(name, list(questions)) for name, questions in images.items())
         left = iter(images.values())
@@ -101,9 +110,7 @@ class VgQuestions(SaidAnswers):
             for k, one in enumerate(wanted(image, "qas", list, f"{path}: [{n}]")):
                 where = f"{path}: [{n}].qas[{k}]"
                 question = _question(one, where)
-                if "image_id" not in one:
-                    raise VlpipeError(f"{where}: wanted an image_id, got none")
-                yield Asked(self.file_name.format(id=one["image_id"]), *question)
+                yield Asked(self.file_name.format(id=whole_number(one, "image_id", where)), *question)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,30 +123,29 @@ class VqaAnswers(SaidAnswers):
     file_name: str = "COCO_{split}_{id:012d}.jpg"
     source: str = "vqa"
 
-    def asked(self) -> Iterator[Asked]:
-        told: dict[str, dict[str, float]] = {}
+    def _told(self) -> Iterator[tuple[str, str, dict[str, float]]]:
+        """Yields (place in the file, question id, answer -> score)."""
         path = self.annotations.path
         for n, one in enumerate(wanted(load_json(path), "annotations", list, path)):
             where = f"{path}: annotations[{n}]"
             given = wanted(one, "answers", list, where)
             counts = Counter(normalised(wanted(a, "answer", str, where)) for a in given)
-            told[str(one.get("question_id"))] = {a: left_out(num, len(given)) for a, num in counts.items()}
+            yield where, question_id(one, where), {a: left_out(num, len(given)) for a, num in counts.items()}
+
+    def asked(self) -> Iterator[Asked]:
+        told = by_question(self._told())
         path = self.questions.path
         content = load_json(path)
         split = content.get("data_subtype", "") if isinstance(content, dict) else ""
         for n, one in enumerate(wanted(content, "questions", list, path)):
             where = f"{path}: questions[{n}]"
             question = wanted(one, "question", str, where).strip()
-            number = str(one.get("question_id"))
+            number = question_id(one, where)
             if number not in told or not question:
                 raise VlpipeError(
                     f"{where}: wanted a question with an annotation, got {question!r}, {number}"
                 )
-            try:
-                image = self.file_name.format(split=split, id=int(one["image_id"]))
-            except (KeyError, IndexError, ValueError, TypeError) as error:
-                raise VlpipeError(f"{where}: wanted an image_id for file_name {self.file_name!r}") from error
-            yield Asked(image, question, told[number])
+            yield Asked(image_file(self.file_name, split, one, where), question, told[number])
 
 
 def _question(one: Any, where: str) -> tuple[str, dict[str, float]]:

@@ -5,17 +5,18 @@ Zellers et al. 2019, https://arxiv.org/abs/1811.10830.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.text_lines import BadLine
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows
-from vlpipe.stages.lists.list import list_files
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.json_values import whole_number
+from vlpipe.stages.lists.list import list_files, text_of
 from vlpipe.stages.lists.readers import read_rows
 from vlpipe.stages.loading.makers.downstream.choices import CHOICES
 
@@ -46,7 +47,9 @@ class VcrQuestions(FolderSource):
         images: dict[str, dict[str, dict[str, Any]]] = {}
         for where, line in _lines(self.examples.path):
             for one in questions_of(line, where):
-                images.setdefault(str(line["img_fn"]), {}).setdefault(one["question"], one)
+                image = text_of(line["img_fn"], where)
+                one["question"] = self.text_limit.of(one["question"])
+                images.setdefault(image, {}).setdefault(one["question"], one)
         listed = (Captioned(name, list(asked)) for name, asked in images.items())
         left = iter(images.values())
         for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
@@ -57,12 +60,13 @@ class VcrQuestions(FolderSource):
 def questions_of(line: Mapping[str, Any], where: str) -> Questions:
     """Returns the two questions of an annotation as entries of CHOICES. Raises VlpipeError for what is wrong in it."""
     try:
-        names = [str(name) for name in line["objects"]]
+        names = [text_of(name, f"{where}: objects") for name in wanted(line, "objects", list, where)]
         asked = spoken(line["question"], names)
+        name = text_of(line["annot_id"], f"{where}: annot_id")
         found, right = [], asked
         for task in TASKS:
-            choices = [spoken(one, names) for one in line[f"{task}_choices"]]
-            label = int(line[f"{task}_label"])
+            choices = [spoken(one, names) for one in wanted(line, f"{task}_choices", list, where)]
+            label = whole_number(line, f"{task}_label", where)
             if not 0 <= label < len(choices) or not all(choices):
                 raise VlpipeError(
                     f"{where}: {task}_label is {label}, wanted the place of one of {len(choices)} texts that are not empty"
@@ -72,21 +76,37 @@ def questions_of(line: Mapping[str, Any], where: str) -> Questions:
                     "question": right,
                     "choices": choices,
                     "label": label,
-                    "name": str(line["annot_id"]),
+                    "name": name,
                     "task": task,
                 }
             )
             right = f"{asked} {choices[label]}"
-    except (TypeError, ValueError, IndexError) as error:
+    except ValueError as error:
         raise VlpipeError(f"{where}: wanted an annotation of VCR with labels; {error}") from error
+    if not name or not asked:
+        raise VlpipeError(f"{where}: the {'question' if name else 'annot_id'} is empty")
     return found
 
 
-def spoken(tokens: Iterable[str | list[int | str]], names: list[str]) -> str:
-    """Returns tokens as a text; a list of places of objects becomes their names and numbers: "person 1 and dog 2"."""
+def spoken(tokens: Any, names: list[str]) -> str:
+    """Returns tokens as a text; a list of places of objects becomes their names and numbers: "person 1 and dog 2".
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(tokens, list):
+        raise ValueError(f"a text is {shown(tokens)}, wanted a list of words and lists of places of objects")
     words = []
     for token in tokens:
-        pointed = [f"{names[int(k)]} {int(k) + 1}" for k in token] if isinstance(token, list) else [token]
+        places = (
+            [whole_number({"place": k}, "place", shown(token)) for k in token]
+            if isinstance(token, list)
+            else []
+        )
+        if not isinstance(token, (str, list)) or any(not 0 <= k < len(names) for k in places):
+            raise ValueError(f"{shown(token)} is no word and no list of places of {len(names)} objects")
+        pointed = (
+            [f"{names[k]} {k + 1}" for k in places] if isinstance(token, list) else [text_of(token, "a word")]
+        )
         words.append(" and ".join(pointed))
     return " ".join(" ".join(words).split())
 

@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import ListFile
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.common.batches import with_texts, without
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.lists.folder import wanted
-from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.json_values import load_json, whole_number
 from vlpipe.stages.lists.list import list_files, text_of
 from vlpipe.stages.lists.readers import read_rows
 from vlpipe.stages.lists.vqa import normalised
@@ -45,7 +45,7 @@ class AsksVideos(MapStage):
     FILTERS: ClassVar[bool] = True
     MORE: ClassVar[pa.Field]
 
-    questions: ListFile
+    questions: File
 
     def by_video(self) -> Questions:
         """Returns the questions of each video. Raises VlpipeError with the place of what is wrong."""
@@ -101,7 +101,7 @@ class TvqaQuestions(AsksVideos):
             for where, line in read_rows(file, {name: name for name in (*names, "answer_idx")}):
                 if isinstance(line, BadLine):
                     raise line
-                said = {name: text_of(str(line[name] or ""), where).strip() for name in names}
+                said = {name: text_of(line[name], where).strip() for name in names}
                 if empty := [name for name, value in said.items() if not value]:
                     raise VlpipeError(f"{where}: {empty[0]!r} is empty")
                 label = _label(line["answer_idx"], where)
@@ -119,10 +119,7 @@ class TvqaQuestions(AsksVideos):
 def _label(given: Any, where: str) -> int | None:
     if given is None:
         return None
-    try:
-        label = int(given)
-    except (TypeError, ValueError):
-        label = -1
+    label = whole_number({"answer_idx": given}, "answer_idx", where)
     if not 0 <= label < NUM_CHOICES:
         raise VlpipeError(
             f"{where}: answer_idx is {given!r}, wanted a whole number from 0 to {NUM_CHOICES - 1}"
@@ -153,9 +150,9 @@ class MsrvttQuestions(AsksVideos):
             where = f"{path}: [{n}]"
             question = wanted(one, "question", str, where).strip()
             answer = normalised(wanted(one, "answer", str, where))
-            if "video_id" not in one or not question or not answer:
-                raise VlpipeError(f"{where}: wanted a video_id, a question and an answer that are not empty")
-            video = self.file_name.format(id=one["video_id"])
+            if not question or not answer:
+                raise VlpipeError(f"{where}: wanted a question and an answer that are not empty")
+            video = self.file_name.format(id=whole_number(one, "video_id", where))
             said = {"question": question, "answer": answer, "score": 1.0}
             found.setdefault(video, {}).setdefault(question, said)
         return {video: list(asked.values()) for video, asked in found.items()}

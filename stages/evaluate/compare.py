@@ -59,6 +59,7 @@ class Compare(GatherStage):
     items: dict[str, File] = field(default_factory=dict)
 
     NAME: ClassVar[str] = "evaluate.compare:Compare"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"arms"})
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "Compare", name=pa.string(), value=pa.float64())

@@ -42,6 +42,7 @@ class MaskedAccuracy(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.masked:MaskedAccuracy"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"corrupt", "words"})
     VERSION: ClassVar[int] = 2  # 2: large JPEGs are decoded smaller
     ROWS_ARE: ClassVar[str] = "figures"
     PARTNERS: ClassVar[tuple[str, ...]] = PARTNERS

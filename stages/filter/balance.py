@@ -127,7 +127,7 @@ def draw(seed: int, row_id: str, entry: str) -> float:
 def read_entries(path: str) -> list[str]:
     """Returns the unique entries in file order. Raises VlpipeError if the file is malformed or has none."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         lines = json.loads(text) if path.endswith(".json") else text.splitlines()
     except (ValueError, RecursionError) as error:
         raise VlpipeError(f"filter.balance: the entries in {path} cannot be read: {error}") from error

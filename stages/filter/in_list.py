@@ -106,7 +106,7 @@ def _parts(path: str, column: str) -> Iterator[list[str]]:
 
 
 def _lines(path: str) -> Iterator[list[str]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         part: list[str] = []
         try:
             for line in file:

@@ -33,6 +33,7 @@ class Foils(MapStage):
     """
 
     NAME: ClassVar[str] = "fine_grained.foils:Foils"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"attributes"})
 
     attributes: dict[str, dict[str, list[str]]]
     source: str = "human"

@@ -32,6 +32,7 @@ class WrongWords(MapStage):
     """
 
     NAME: ClassVar[str] = "fine_grained.wrong_words:WrongWords"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"attributes"})
 
     attributes: dict[str, dict[str, list[str]]]
     share: Annotated[float, Field(ge=0, le=1)] = 1.0

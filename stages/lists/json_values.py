@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ MAX_FILE_BYTES = (
     1 << 30
 )  # of `load_json`, which takes up to ten times as much memory; COCO's largest file has 450 MB
 SPACE = " \t\n\r"
+DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
 class Repeated(dict[str, Any]):
@@ -87,6 +89,18 @@ def load_json(path: str | Path) -> Any:
         raise VlpipeError(f"{path} is not valid JSON: {error}") from error
     except RecursionError as error:
         raise VlpipeError(f"{path} cannot be read: its JSON is nested too deeply") from error
+
+
+def whole_number(record: Any, key: str, where: str) -> int:
+    """Returns record[key], a number without fraction or its digits. Raises VlpipeError, with `where`, for anything else."""
+    value = record.get(key) if isinstance(record, dict) else None
+    if isinstance(value, float) and value.is_integer():  # as tables that had an empty cell are written
+        value = int(value)
+    if isinstance(value, str) and DIGITS.fullmatch(value.strip()):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return value
+    raise VlpipeError(f"{where}: wanted a whole number as {key!r}, got {shown(value)}")
 
 
 def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]] | None:

@@ -8,6 +8,7 @@ with all of them. `readers` documents the formats, `columns` how columns are fou
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +133,14 @@ def list_files(path: str, endings: Collection[str] = READERS) -> list[Path]:
     if not found:
         raise VlpipeError(f"the folder {path} contains no list: no file name ends in {', '.join(endings)}")
     return found
+
+
+def name_in_rows(path: str) -> str:
+    """Returns the name of a file, for a parameter of stages whose rows have it: their keys have only the file's content.
+
+    Empty for a folder, the names in which are part of its digest.
+    """
+    return "" if os.path.isdir(path) else os.path.basename(path)
 
 
 def count_at_most(path: str) -> int:

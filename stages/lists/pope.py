@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows
-from vlpipe.stages.lists.list import list_files, text_of
+from vlpipe.stages.lists.list import list_files, name_in_rows, text_of
 from vlpipe.stages.lists.readers import read_rows
 
 QUESTION = pa.struct(
@@ -47,10 +47,15 @@ class PopeQuestions(FolderSource):
     questions: ListFile
     form: str | None = "Is there {a} {object} in the image?"
     source: str = "pope"
+    named: str = field(init=False, default="")  # the file, whose name the rows have; in the key
 
     NAME: ClassVar[str] = "lists.pope:PopeQuestions"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"named"})
     VERSION: ClassVar[int] = FolderSource.VERSION
     MORE: ClassVar[tuple[pa.Field, ...]] = (pa.field("questions", QUESTIONS),)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "named", name_in_rows(self.questions.path))
 
     def preflight(self) -> list[str]:
         if self.form is None or self.form.count("{object}") == 1:

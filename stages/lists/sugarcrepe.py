@@ -6,7 +6,7 @@ https://github.com/RAIVNLab/sugar-crepe: a file per kind (`swap_att.json`), {KEY
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
 from vlpipe.stages.lists.json_values import load_json
-from vlpipe.stages.lists.list import list_files
+from vlpipe.stages.lists.list import list_files, name_in_rows
 
 CHOICE = pa.struct([(name, pa.string()) for name in ("id", "kind", "right", "wrong")])
 CHOICES = pa.list_(CHOICE)  # id: KIND/KEY
@@ -32,10 +32,15 @@ class SugarCrepe(FolderSource):
 
     tests: ListFile
     source: str = "sugarcrepe"
+    named: str = field(init=False, default="")  # the file, whose name the rows have; in the key
 
     NAME: ClassVar[str] = "lists.sugarcrepe:SugarCrepe"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"named"})
     VERSION: ClassVar[int] = FolderSource.VERSION
     MORE: ClassVar[tuple[pa.Field, ...]] = (pa.field("choices", CHOICES),)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "named", name_in_rows(self.tests.path))
 
     def rows(self) -> Iterator[pa.Table]:
         choices: dict[str, list[dict[str, str]]] = {}

@@ -25,6 +25,10 @@ class TextLimit:
     max_chars: Annotated[int, Field(ge=1)] = 100_000
     longer: Literal["drop", "cut"] = "drop"
 
+    def of(self, text: str) -> str:
+        """Returns a text as the column `texts` has it, for other columns that name it."""
+        return text[: self.max_chars]
+
 
 def text_lists(values: Sequence[Sequence[str]], source: str, limit: TextLimit) -> pa.ListArray:
     """Returns the column `texts`, in which row i has the texts values[i]. 4 times as fast as from dicts."""
@@ -32,7 +36,7 @@ def text_lists(values: Sequence[Sequence[str]], source: str, limit: TextLimit) -
     too_long = [len(text) > limit.max_chars for text in flat]
     columns = {f.name: pa.nulls(len(flat), f.type) for f in TEXT}
     columns |= {
-        "text": pa.array([text[: limit.max_chars] for text in flat], pa.string()),
+        "text": pa.array([limit.of(text) for text in flat], pa.string()),
         "source": pa.array([source] * len(flat), pa.string()),
     }
     if limit.longer == "drop" and any(too_long):

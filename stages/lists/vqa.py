@@ -9,25 +9,27 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
-from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.json_values import load_json, whole_number
+from vlpipe.stages.lists.list import text_of
 
 # `stages.loading.makers.answer.ANSWERS`
 ANSWERS = pa.list_(pa.struct([("question", pa.string()), ("label", pa.int32()), ("score", pa.float32())]))
 ANNOTATORS = 3  # as many that say the same make a score of 1
 Answers = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +58,15 @@ class VqaQuestions(FolderSource):
 
     def rows(self) -> Iterator[pa.Table]:
         labels = read_labels(self.labels.path)
-        given = dict(_scores(self.annotations.path, labels, self.leave_one_out))
+        given = by_question(_scores(self.annotations.path, labels, self.leave_one_out))
         images: dict[str, list[str]] = {}
         answers: dict[str, Answers] = {}
         for where, name, number, question in self._questions():
             if number not in given:
                 raise VlpipeError(f"{where}: {self.annotations.path} has no annotation of question {number}")
             images.setdefault(name, []).append(question)
-            found = [{"question": question, "label": k, "score": s} for k, s in given[number].items()]
+            asked = self.text_limit.of(question)
+            found = [{"question": asked, "label": k, "score": s} for k, s in given[number].items()]
             answers.setdefault(name, []).extend(found)
         listed = (Captioned(name, texts) for name, texts in images.items())
         left = iter(answers.values())
@@ -79,14 +82,27 @@ class VqaQuestions(FolderSource):
         for n, one in enumerate(wanted(content, "questions", list, path)):
             where = f"{path}: questions[{n}]"
             question = wanted(one, "question", str, where).strip()
-            try:
-                name = self.file_name.format(split=split, id=int(one["image_id"]))
-            except (KeyError, IndexError, ValueError, TypeError) as error:
-                raise VlpipeError(
-                    f"{where}: wanted an image_id, a whole number, for file_name {self.file_name!r}, got "
-                    f"{one.get('image_id')!r}"
-                ) from error
-            yield where, name, str(one.get("question_id")), question
+            name = image_file(self.file_name, split, one, where)
+            yield where, name, question_id(one, where), question
+
+
+def image_file(file_name: str, split: Any, question: Any, where: str) -> str:
+    """Returns the file of a question's image. Raises VlpipeError for an `image_id` that is no whole number."""
+    number = whole_number(question, "image_id", where)
+    try:
+        return file_name.format(split=split, id=number)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise VlpipeError(
+            f"file_name: {file_name!r} cannot be filled with split and id ({type(error).__name__}: {error})"
+        ) from error
+
+
+def question_id(one: Any, where: str) -> str:
+    """Returns the id of a question or an annotation as a text. Raises VlpipeError if it has none."""
+    found = one.get("question_id") if isinstance(one, dict) else None
+    if isinstance(found, bool) or not isinstance(found, (int, str)) or found == "":
+        raise VlpipeError(f"{where}: wanted a question_id, a number or text, got {shown(found)}")
+    return str(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +138,16 @@ class AnswerLabels(GatherStage):
 def read_labels(path: str) -> dict[str, int]:
     """Returns answer -> label of a JSON file, [answer, ...] or {answer: label}. Raises VlpipeError if it is neither."""
     content = load_json(path)
-    try:
-        if isinstance(content, list):
-            found = {str(answer): label for label, answer in enumerate(content)}
-        else:
-            found = {str(answer): int(label) for answer, label in content.items()}
-    except (AttributeError, ValueError, TypeError) as error:
-        raise VlpipeError(f"{path}: wanted a list of answers, or an object of labels by answer") from error
-    if isinstance(content, list) and len(found) < len(content):
+    if isinstance(content, list):
+        found = {text_of(answer, f"{path}: [{label}]"): label for label, answer in enumerate(content)}
+    elif isinstance(content, dict):
+        found = {text_of(answer, path): whole_number(content, answer, path) for answer in content}
+    else:
+        raise VlpipeError(f"{path}: wanted a list of answers, or an object of labels by answer")
+    if len(found) < len(content):
         raise VlpipeError(f"{path}: an answer occurs more than once")
+    if wrong := [answer for answer, label in found.items() if not 0 <= label < 1 << 31]:
+        raise VlpipeError(f"{path}: the label of {shown(wrong[0])} is {found[wrong[0]]}, wanted 0 or more")
     return found
 
 
@@ -141,8 +158,8 @@ def _annotations(path: str) -> Iterator[tuple[str, Any]]:
 
 def _scores(
     path: str, labels: Mapping[str, int], leave_one_out: bool
-) -> Iterator[tuple[str, dict[int, float]]]:
-    """Yields (question id, label -> score)."""
+) -> Iterator[tuple[str, str, dict[int, float]]]:
+    """Yields (place in the file, question id, label -> score)."""
     for where, one in _annotations(path):
         answers = wanted(one, "answers", list, where)
         counts = Counter(
@@ -150,7 +167,17 @@ def _scores(
         )
         score = partial(left_out, num_people=len(answers)) if leave_one_out else agreed
         known = {labels[answer]: score(n) for answer, n in counts.items() if answer in labels}
-        yield str(one.get("question_id")), known
+        yield where, question_id(one, where), known
+
+
+def by_question(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
+    """Returns question id -> value, from (place in the file, question id, value). Raises VlpipeError for one given twice."""
+    given: dict[str, T] = {}
+    for where, number, value in found:
+        if number in given:
+            raise VlpipeError(f"{where}: an earlier annotation is of question {number}, too")
+        given[number] = value
+    return given
 
 
 def agreed(num: int) -> float:

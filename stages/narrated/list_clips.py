@@ -56,6 +56,14 @@ class ListClips(MapStage):
         except ValueError as error:
             return [f"rule: {error}"]
 
+    def identity(self, use: str) -> tuple[str | int, ...]:
+        """With the VERSION of the rule, once there is another than the first: its clips are this stage's."""
+        try:
+            version = self._rule().VERSION
+        except ValueError:  # reported by `preflight`
+            version = 1
+        return (*super().identity(use), *([version] if version > 1 else []))
+
     def _rule(self) -> Pairing:
         cls = find(str(self.rule.get("use", "")), "vlpipe.stages")
         if not (isinstance(cls, type) and issubclass(cls, Pairing)):

@@ -80,6 +80,7 @@ class DrawSource(MapStage):
     """
 
     NAME: ClassVar[str] = "selection.choose:DrawSource"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"shares"})
 
     shares: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     seed: int = 0

@@ -157,7 +157,18 @@ def expected(scores: Scores, start: float, penalty: float, max_copies: int) -> S
 
 
 def start_of(scores: Scores, total: float, penalty: float, max_copies: int) -> float:
-    """Returns the `start` with which all texts together occur `total` times; it is at most max_copies x their number."""
+    """Returns the `start` with which all texts together occur `total` times; it is at most max_copies x their number.
+
+    A score of inf gives max_copies, -inf none. Raises VlpipeError if finite scores cannot give the rest.
+    """
+    finite = scores[np.isfinite(scores)]
+    total -= max_copies * np.isposinf(scores).sum()  # which -inf and inf get in any case
+    if not len(finite) or not 0 < total <= max_copies * len(finite):
+        raise VlpipeError(
+            f"selection.soft_cap: of {len(scores):,} scores, {len(finite):,} are finite numbers, which cannot occur "
+            f"{total:,.0f} times, {max_copies} each at most; look for inf in the scores"
+        )
+    scores = finite
     low, high = float(scores.min()) - penalty * max_copies, float(scores.max())
     for _ in range(ROUNDS):
         middle = (low + high) / 2

@@ -22,7 +22,11 @@ from vlpipe.stages.text_neighbours.index import FILES, mapped
 from vlpipe.stages.text_neighbours.vectors import BUCKETS, WORD, counts_of, weighted
 
 NEIGHBOUR = pa.struct(
-    [pa.field("text", pa.string()), ref("row", pa.string()), pa.field("similarity", pa.float32())]
+    [
+        pa.field("text", pa.string()),
+        ref("row", pa.string(), is_origin=True),
+        pa.field("similarity", pa.float32()),
+    ]
 )
 NEIGHBOURS = pa.list_(pa.list_(NEIGHBOUR))  # of each text of the row; null for a dropped text
 

@@ -37,6 +37,7 @@ class UnknownWords(MapStage):
     """
 
     NAME: ClassVar[str] = "text_quality.unknown_words:UnknownWords"
+    VERSION: ClassVar[int] = 2  # 2: curly apostrophes and a byte-order mark in the vocabulary
 
     vocabulary: File
 
@@ -60,16 +61,24 @@ class UnknownWords(MapStage):
 
 def words_of(path: Path) -> frozenset[str]:
     """Returns the words of a vocabulary file. Raises VlpipeError if it has none."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    found = frozenset(line.strip().casefold() for line in lines if WORD.fullmatch(line.strip()))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise VlpipeError(f"vocabulary: {path} is not UTF-8 text: {error}") from error
+    found = frozenset(folded(line.strip()) for line in lines if WORD.fullmatch(line.strip()))
     if not found:
         raise VlpipeError(f"vocabulary: {path} has no word; wanted one per line")
     return found
 
 
+def folded(word: str) -> str:
+    """Returns a word without case and with straight apostrophes."""
+    return word.casefold().replace("\u2019", "'")
+
+
 def unknown_ratio(text: str, known: frozenset[str]) -> float | None:
     """Returns the share of a text's words that are not in `known`; None for a text without words."""
-    words = [word.casefold().replace("\u2019", "'") for word in WORD.findall(text)]
+    words = [folded(word) for word in WORD.findall(text)]
     if not words:
         return None
     is_known = [word in known or all(part in known for part in re.split("[-']", word)) for word in words]

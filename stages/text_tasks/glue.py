@@ -21,7 +21,7 @@ from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.common.row import LISTED, ListIds
-from vlpipe.stages.lists.list import text_of
+from vlpipe.stages.lists.list import name_in_rows, text_of
 from vlpipe.stages.lists.readers import BATCH_ROWS, read_rows
 from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 
@@ -63,11 +63,16 @@ class GlueTask(SourceStage):
     """
 
     NAME: ClassVar[str] = "text_tasks.glue:GlueTask"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"named"})
 
     file: ListFile
     task: Name
     source: str = "glue"
     text_limit: TextLimit = field(default_factory=TextLimit)
+    named: str = field(init=False, default="")  # the file, whose name the rows have; in the key
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "named", name_in_rows(self.file.path))
 
     def row_schema(self) -> pa.Schema:
         return EXAMPLES

@@ -20,7 +20,7 @@ from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.row import LISTED, ListIds
 from vlpipe.stages.lists.folder import wanted
-from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.json_values import load_json, whole_number
 from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 from vlpipe.stages.loading.makers.tasks.question import ANSWER_SPANS, characters
@@ -94,10 +94,9 @@ def _answers(question: Any, where: str) -> list[dict[str, Any]]:
     found = []
     for k, one in enumerate(wanted(question, "answers", list, where)):
         at = f"{where}.answers[{k}]"
-        try:
-            start = int(one["answer_start"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise VlpipeError(f"{at}: wanted an answer_start, a whole number") from error
+        start = whole_number(one, "answer_start", at)
+        if not abs(start) < 1 << 31:
+            raise VlpipeError(f"{at}: answer_start is {start}, beyond any text")
         found.append({"text": wanted(one, "text", str, at), "start": start})
     return found
 

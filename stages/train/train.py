@@ -29,6 +29,7 @@ class Train(GatherStage, Recipe):
     """
 
     NAME: ClassVar[str] = "train.train:Train"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"tasks"})
     ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True

@@ -20,6 +20,8 @@ steps:
   short: {use: "ref_toys:Short", shard_rows: 3}
   linked: {use: "ref_toys:Linked", from: short}
   groups: {use: "ref_toys:Groups", from: linked}
+  copied: {use: "ref_toys:Copied", from: short}
+  below: {use: "ref_toys:Below", from: copied}
 """
 GIVEN = pa.list_(pa.struct([("text", pa.string()), ref("from", pa.list_(pa.string()))]))
 ROWS: list[dict[str, Any]] = [
@@ -108,3 +110,34 @@ class Groups(GatherStage):
         pq.write_table(pa.table(groups), Path(job.artifacts) / "groups.parquet")
         job.emit(pa.table({"kind": ["12"]}))
         job.say("12 rows, the largest group is that of row 12: 3 of 12")
+
+
+NEAR = pa.struct([("text", pa.string()), ref("of", pa.string(), is_origin=True)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied(GatherStage):
+    """Rows that copied a text from others: the row "11+12" as a whole, and of "13+13" single items and a struct."""
+
+    ROWS_ARE: ClassVar[str] = "pairs of rows"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        near, places = pa.field("near", pa.list_(NEAR)), pa.field("each", pa.list_(pa.list_(NEAR)))
+        ids = [pa.field("id", pa.string()), ref("other", pa.string(), is_origin=True)]
+        return pa.schema([*ids, pa.field("text", pa.string()), near, places, pa.field("one", NEAR)])
+
+    def run(self, job: Job) -> None:
+        near = [{"text": ROWS[k]["text"], "of": ROWS[k]["id"]} for k in (1, 3)]
+        more = {"near": [near, near], "each": [[near, []], [None, near[:1]]], "one": [near[0], near[0]]}
+        pairs = {"id": ["11+12", "13+13"], "other": ["12", "13"], "text": ["a dog", "12 dogs"]}
+        job.emit(pa.table({**pairs, **more}, self.schema(pa.schema([]))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Below(MapStage):
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([inp.field("id"), inp.field("text")])
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield lambda table: table.select(["id", "text"])

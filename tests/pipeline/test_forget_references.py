@@ -68,7 +68,20 @@ def test_of_artifacts_pairs_go_and_members_of_groups_go(runs: Forgets) -> None:
         {"members": ["13"], "label": "12"},
         {"members": None, "label": "x"},
     ]
-    assert runs("run", "--local")[0].startswith("linked: all 4 steps are done, nothing to do")
+    assert runs("run", "--local")[0].startswith("linked: all 6 steps are done, nothing to do")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
+
+
+def test_what_was_copied_from_a_row_goes_with_it(runs: Forgets) -> None:
+    """The second image of a pair, the text of a neighbour: without its id it would stay for ever."""
+    runs.forget("12")
+    cat = {"text": "a cat", "of": "my cat.jpg"}
+    wanted = {"id": "13+13", "other": "13", "text": "12 dogs"}
+    wanted |= {"near": [cat], "each": [None, []], "one": None}
+    assert runs.rows("copied") == {"13+13": wanted}
+    assert runs.rows("below") == {"13+13": {"id": "13+13", "text": "12 dogs"}}, "which does not say of what"
+    assert b"a dog" not in b"".join(path.read_bytes() for path in runs.step("copied").glob("0*.parquet"))
+    runs("run", "--local")
     assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 

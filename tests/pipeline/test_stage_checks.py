@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 
 import vlpipe.stages
 from vlpipe.pipeline.errors import WorkflowError
+from vlpipe.pipeline.files import File, ListFile, Listing
 from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Stage, Work
 from vlpipe.pipeline.workflow.load import STEP_KEYS, Workflow
 from vlpipe.pipeline.workflow.stage_checks import class_problems
@@ -51,6 +52,15 @@ class Pass(MapStage):
 @dataclass(frozen=True, kw_only=True)
 class Gather(GatherStage):
     def run(self, job: Job) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsList(Pass):
+    """With the lists' content out of its shards' keys, rows made from an earlier list would be used."""
+
+    list: ListFile
+    more: tuple[Listing, ...] = ()
+    table: File | None = None
 
 
 @dataclass(kw_only=True)
@@ -186,6 +196,13 @@ WANTED = "wanted @dataclass(frozen=True, kw_only=True)"
         (NoWork, ["NoWork has no method open(), which every MapStage needs"]),
         (NoRun, ["NoRun has no method run(), which every GatherStage needs"]),
         (OddType, ["OddType.tree: no YAML value can be converted to __main__.Tree | None"]),
+        (
+            ReadsList,
+            [
+                f"ReadsList.{name}: only a SourceStage, whose method rows() reads it, may have a ListFile; wanted a File"
+                for name in ("list", "more")
+            ],
+        ),
         (Good, []),
         (
             Tree,

@@ -31,6 +31,7 @@ class MatchAccuracy(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.matching.accuracy:MatchAccuracy"
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"views"})
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 

@@ -33,7 +33,10 @@ def read_tasks(path: str | Path) -> dict[str, CrossTaskTask]:
 
     Raises VlpipeError for a block of another form, naming file and line.
     """
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise VlpipeError(f"{path} is not UTF-8 text: {error}") from error
     found: dict[str, CrossTaskTask] = {}
     at = 0
     while at < len(lines):
@@ -60,7 +63,9 @@ def read_annotation(path: str | Path, num_steps: int) -> list[tuple[int, float, 
     Raises VlpipeError for a line of another form or a step that the task does not have.
     """
     found = []
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(
+        path, encoding="utf-8-sig", errors="backslashreplace", newline=""
+    ) as file:  # numbers alone are right
         for number, row in enumerate(csv.reader(file), 1):
             try:
                 step, start_s, end_s = int(row[0]), float(row[1]), float(row[2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -41,51 +42,72 @@ def read_split(source: str | Path, split: int) -> dict[str, Labelled]:
         if (found := HMDB.fullmatch(file.name)) and found[2] == str(split)
     ]
     if hmdb:
-        return {name: one for file, label in hmdb for name, one in _hmdb(file, label).items()}
+        return _once((pair for file, label in hmdb for pair in _hmdb(file, label)), path)
     lists = [(path / f"{kind}list{split:02d}.txt", kind == "train") for kind in ("train", "test")]
     if not all(file.is_file() for file, _ in lists):
         raise VlpipeError(
             f"splits: {path} has neither *_test_split{split}.txt nor {lists[0][0].name} and {lists[1][0].name}"
         )
-    return {name: one for file, is_train in lists for name, one in _ucf(file, is_train).items()}
+    return _once((pair for file, is_train in lists for pair in _ucf(file, is_train)), path)
 
 
-def _hmdb(path: Path, label: str) -> dict[str, Labelled]:
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (number, line). Raises VlpipeError if the file is not UTF-8."""
+    try:
+        yield from enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+    except UnicodeDecodeError as error:
+        raise VlpipeError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _once(found: Iterable[tuple[str, Labelled]], source: Path) -> dict[str, Labelled]:
+    """Returns video -> Labelled. Raises VlpipeError for a video with two labels, or in both parts of the split."""
+    videos: dict[str, Labelled] = {}
+    for name, one in found:
+        if videos.setdefault(name, one) != one:
+            parts = [
+                f"{x.label!r} for {'training' if x.is_train else 'the test'}" for x in (videos[name], one)
+            ]
+            raise VlpipeError(f"splits: {source}: video {name!r} is {parts[0]}, and {parts[1]}")
+    return videos
+
+
+def _hmdb(path: Path, label: str) -> Iterator[tuple[str, Labelled]]:
+    for number, line in _lines(path):
         name, _, mark = line.strip().rpartition(" ")
         if line.strip() and (not name or mark not in ("0", IS_TRAIN, IS_TEST)):
             raise VlpipeError(f"{path}, line {number}: wanted a file name and 0, 1 or 2, got {line[:80]!r}")
         if mark in (IS_TRAIN, IS_TEST):
-            found[_stem(name.strip())] = Labelled(label, mark == IS_TRAIN)
-    return found
+            yield _stem(name.strip()), Labelled(label, mark == IS_TRAIN)
 
 
-def _ucf(path: Path, is_train: bool) -> dict[str, Labelled]:
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _ucf(path: Path, is_train: bool) -> Iterator[tuple[str, Labelled]]:
+    for number, line in _lines(path):
         if not line.strip():
             continue
         file = PurePosixPath(line.split()[0])
         if len(file.parts) != 2:
             raise VlpipeError(f"{path}, line {number}: wanted CLASS/NAME, got {line[:80]!r}")
-        found[_stem(file.name)] = Labelled(file.parts[0], is_train)
-    return found
+        yield _stem(file.name), Labelled(file.parts[0], is_train)
 
 
 def _table(path: Path, split: int) -> dict[str, Labelled]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        needed = ("video_id", "label", f"split{split}")
-        if lacking := [name for name in needed if name not in (rows.fieldnames or ())]:
-            raise VlpipeError(
-                f"{path} has no column {', '.join(lacking)}; it has {', '.join(rows.fieldnames or ())}"
-            )
-        return {
-            _stem(row["video_id"]): Labelled(row["label"], row[needed[2]] == "train")
-            for row in rows
-            if row[needed[2]] in ("train", "test")
-        }
+    needed = ("video_id", "label", f"split{split}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            names = list(rows.fieldnames or ())
+            if lacking := [name for name in needed if names.count(name) != 1]:
+                raise VlpipeError(f"{path} has no column {lacking[0]}, or several; it has {', '.join(names)}")
+            found = [tuple(row[name] or "" for name in needed) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise VlpipeError(f"{path} cannot be read as a csv: {error}") from error
+    for video, label, part in found:
+        if part in ("train", "test") and not (video and label):
+            raise VlpipeError(f"{path}: video {video!r} with the label {label!r} is in {part}; wanted both")
+    pairs = (
+        (_stem(v), Labelled(label, part == "train")) for v, label, part in found if part in ("train", "test")
+    )
+    return _once(pairs, path)
 
 
 def _stem(name: str) -> str:

@@ -34,7 +34,7 @@ def test_they_take_the_place_of_the_tasks_own() -> None:
 
 
 def test_a_file_has_one_per_line(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("# mine\na {} here\n\n  the {}  \n")
+    (tmp_path / "mine.txt").write_text("\ufeff# mine\na {} here\n\n  the {}  \n")
     assert read_templates(str(tmp_path / "mine.txt")) == ["a {} here", "the {}"]
     for content, message in (
         ("a {}\nno hole\n", r"mine\.txt, line 2: 'no hole' has no \{\}"),

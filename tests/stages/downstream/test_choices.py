@@ -93,8 +93,22 @@ def test_an_annotation_is_two_questions(read: Callable[..., list[dict[str, Any]]
     ("change", "wrong"),
     [
         ({"answer_label": 4}, "line 1: answer_label is 4, wanted the place of one of 4 texts"),
-        ({"question": [[3]]}, "line 1: wanted an annotation of VCR with labels; list index out of range"),
-        ({"rationale_choices": None}, "line 1: wanted an annotation of VCR with labels"),
+        ({"question": [[3]]}, r"line 1: .* \['3'\] is no word and no list of places of 3 objects"),
+        ({"question": [[-1]]}, r"line 1: .* \['-1'\] is no word and no list of places of 3 objects"),
+        ({"question": [[0.5]]}, "wanted a whole number as 'place'"),
+        ({"question": "Why?"}, "line 1: .*; a text is 'Why\\?', wanted a list of words"),
+        ({"question": []}, "line 1: the question is empty"),
+        (
+            {"answer_choices": "abcd"},
+            "line 1: wanted a JSON object with the key 'answer_choices' and an array",
+        ),
+        ({"answer_choices": ["abcd"] * 4}, "a text is 'abcd', wanted a list of words"),
+        ({"objects": "person"}, "line 1: wanted a JSON object with the key 'objects' and an array"),
+        ({"objects": ["\ud800"] * 3}, "line 1: objects: the text has an unpaired surrogate"),
+        ({"annot_id": None}, "line 1: the annot_id is empty"),
+        ({"answer_label": float("inf")}, "line 1: wanted a whole number as 'answer_label', got inf"),
+        ({"answer_label": True}, "line 1: wanted a whole number as 'answer_label', got True"),
+        ({"rationale_choices": None}, "line 1: wanted a JSON object with the key 'rationale_choices'"),
     ],
 )
 def test_what_is_wrong_in_an_annotation(

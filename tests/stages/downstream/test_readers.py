@@ -12,12 +12,13 @@ import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile
-from vlpipe.pipeline.shard import heavy, heavy_names
+from vlpipe.pipeline.shard import heavy, heavy_names, reference_columns
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.downstream.entailment import CLASSES, EntailmentPairs
 from vlpipe.stages.downstream.joined import Joined
 from vlpipe.stages.downstream.labelled import LabelledSentences
 from vlpipe.stages.downstream.statements import PART, PairStatements
+from vlpipe.stages.lists.text_limit import TextLimit
 
 Lines = list[dict[str, Any]]
 VE: Lines = [
@@ -120,8 +121,12 @@ def test_images_of_a_pair_become_one_row_also_across_shards(tmp_path: Path) -> N
     stage = Joined(columns=("image", "width"))
     out = run_gather(stage, [dataset(tmp_path / "in", rows, shard_rows=2)], tmp_path / "out")
     assert heavy_names(out.table.schema) == ["image", "second_image"]
-    found = {row["id"]: row for row in out.table.to_pylist()}
+    found = {row["parent"]: row for row in out.table.to_pylist()}
     assert set(found) == {"a0", "b0"}
+    assert len({row["id"] for row in out.table.to_pylist()} - set(rows["id"].to_pylist())) == 2
+    assert reference_columns(stage.schema(SCHEMA)) == ("=second_id",), (
+        "a pair is forgotten with its second row"
+    )
     assert {
         k: (v["image"], v["second_image"], v["second_id"], v["width"], v["second_width"])
         for k, v in found.items()
@@ -143,3 +148,11 @@ def test_pairs_that_cannot_be_joined(tmp_path: Path) -> None:
             [dataset(tmp_path / "i", far, shard_rows=1)],
             tmp_path / "o",
         )
+
+
+def test_a_text_that_is_cut_keeps_its_answers(read: Callable[..., pa.Table]) -> None:
+    """`answers` name their question by its text, which is the one in `texts`."""
+    limit = TextLimit(max_chars=5, longer="cut")
+    for row in read(EntailmentPairs, VE, ["12.jpg", "7.jpg"], text_limit=limit).to_pylist():
+        assert [one["text"] for one in row["texts"]] == [one["question"] for one in row["answers"]]
+        assert all(len(one["text"]) == 5 for one in row["texts"])

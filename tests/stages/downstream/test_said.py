@@ -101,7 +101,16 @@ def test_all_answers_of_vqa(read: Read, tmp_path: Path) -> None:
             "question 01: the question or its answer is empty",
         ),
         (VgQuestions, {}, "wanted a JSON array of images"),
-        (VgQuestions, [{"qas": [{"question": "a", "answer": "b"}]}], r"\[0\].qas\[0\]: wanted an image_id"),
+        (
+            VgQuestions,
+            [{"qas": [{"question": "a", "answer": "b"}]}],
+            r"\[0\].qas\[0\]: wanted a whole number as 'image_id', got None",
+        ),
+        (
+            VgQuestions,
+            [{"qas": [{"question": "a", "answer": "b", "image_id": [7]}]}],
+            r"'image_id', got \[7\]",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file(read: Read, cls: type[SaidAnswers], content: Any, wrong: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import ListFile
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import LISTED, text
@@ -34,7 +34,7 @@ MSRVTT = [
 def asked(cls: type[AsksVideos], content: str, folder: Path, *urls: str) -> Out:
     (folder / "q.json").write_text(content)
     rows = [{"id": url, "url": url, "texts": [text("said in it", "asr")]} for url in urls]
-    stage: Any = cls(questions=ListFile(path=str(folder / "q.json")))
+    stage: Any = cls(questions=File(path=str(folder / "q.json")))
     return run_map(stage, pa.Table.from_pylist(rows, LISTED))
 
 
@@ -75,7 +75,14 @@ def test_answers_of_msrvtt(tmp_path: Path) -> None:
         (
             MsrvttQuestions,
             [{**MSRVTT[0], "answer": "the"}],
-            r"\[0\]: wanted a video_id, a question and an answer",
+            r"\[0\]: wanted a question and an answer",
+        ),
+        (MsrvttQuestions, [{**MSRVTT[0], "video_id": None}], r"\[0\]: wanted a whole number as 'video_id'"),
+        (TvqaQuestions, {**TVQA, "a2": ["x"]}, "line 1: wanted text, got"),
+        (
+            TvqaQuestions,
+            {**TVQA, "answer_idx": float("inf")},
+            "line 1: wanted a whole number as 'answer_idx'",
         ),
     ],
 )

@@ -52,6 +52,29 @@ def test_a_table_of_all_splits(tmp_path: Path) -> None:
     assert read_split(tmp_path / "s.csv", 1)["b"] == Labelled("walk", False)
     with pytest.raises(VlpipeError, match="has no column split3"):
         read_split(tmp_path / "s.csv", 3)
+    for table, said in (
+        (b"video_id,label,label,split1\na,run,walk,train\n", "has no column label, or several"),
+        (
+            b"video_id,label,split1\na.avi,run,train\na.mp4,run,test\n",
+            "'a' is 'run' for training, and 'run' for the test",
+        ),
+        (b"video_id,label,split1\na,,train\n", "video 'a' with the label '' is in train; wanted both"),
+        (b"video_id,label,split1\n\xe9,run,train\n", "cannot be read as a csv"),
+    ):
+        (tmp_path / "s.csv").write_bytes(table)
+        with pytest.raises(VlpipeError, match=said):
+            read_split(tmp_path / "s.csv", 1)
+
+
+def test_lists_with_a_mark_and_videos_with_two_classes(tmp_path: Path) -> None:
+    (tmp_path / "run_test_split1.txt").write_bytes(b"\xef\xbb\xbfa.avi 1\nb.avi 2\n")
+    assert set(read_split(tmp_path, 1)) == {"a", "b"}
+    (tmp_path / "walk_test_split1.txt").write_text("a.avi 1\n")
+    with pytest.raises(VlpipeError, match="video 'a' is 'run' for training, and 'walk' for training"):
+        read_split(tmp_path, 1)
+    (tmp_path / "walk_test_split1.txt").write_bytes(b"\xe9.avi 1\n")
+    with pytest.raises(VlpipeError, match=r"walk_test_split1\.txt is not UTF-8 text"):
+        read_split(tmp_path, 1)
 
 
 def test_the_classifier_is_at_its_optimum() -> None:

@@ -30,7 +30,7 @@ def listed(folder: Path, kind: str, ids: list[str]) -> Path:
     elif kind == ".parquet":
         pq.write_table(pa.table({"uid": ids}), path)
     else:
-        path.write_text("\n".join(ids) + "\n\n")
+        path.write_text("\ufeff" + "\n".join(ids) + "\n\n")  # a byte-order mark is not part of the first id
     return path
 
 

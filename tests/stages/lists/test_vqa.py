@@ -153,7 +153,7 @@ def test_what_is_wrong_is_named_with_its_place(stage: Callable[..., VqaQuestions
     wrong: list[tuple[dict[str, Any], str]] = [
         (
             {"questions": {"questions": [{"question": "What?", "image_id": "x"}]}},
-            r"questions\[0\]: wanted an image_id",
+            r"questions\[0\]: wanted a whole number as 'image_id', got 'x'",
         ),
         (
             {"questions": {"questions": [{"image_id": 7}]}},
@@ -161,6 +161,21 @@ def test_what_is_wrong_is_named_with_its_place(stage: Callable[..., VqaQuestions
         ),
         ({"questions": []}, "with the key 'questions'"),
         ({"annotations": {"annotations": []}}, "has no annotation of question 420"),
+        (
+            {"questions": {"questions": [{"question": "What?", "image_id": 7}]}},
+            r"questions\[0\]: wanted a question_id, a number or text, got None",
+        ),
+        (
+            {"questions": {"questions": [{"question": "What?", "image_id": float("inf")}]}},
+            "wanted a whole number as 'image_id', got inf",
+        ),
+        (
+            {"annotations": {"annotations": [{"question_id": 1, "answers": []}] * 2}},
+            r"annotations\[1\]: an earlier annotation is of question 1, too",
+        ),
+        ({"labels": {"red": 1.5}}, "wanted a whole number as 'red', got 1.5"),
+        ({"labels": {"red": -1}}, "the label of 'red' is -1, wanted 0 or more"),
+        ({"labels": [["red"]]}, r"\[0\]: wanted text, got"),
         ({"labels": "red"}, "wanted a list of answers, or an object of labels by answer"),
         ({"labels": ["red", "red"]}, "an answer occurs more than once"),
     ]

@@ -13,6 +13,7 @@ from vlpipe.models.tokenization.word_list import ROLES, pipeline
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.clips.milnce import MilNce
 from vlpipe.stages.features.howto100m_2d3d import clip_feature
 from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.loading.batches.make_batch import BatchMaker, Samples
@@ -177,3 +178,10 @@ def test_2d_and_3d_features_are_pooled_as_those_of_clips() -> None:
     late = Row("v", 0, [], {**columns, "clips": pa.array([[{**clip, "start_s": 50, "end_s": 51}]], CLIPS)[0]})
     last = maker(late, "", draw)["data"][0, 0, :3]
     np.testing.assert_allclose(last, halves[0][-1] / np.linalg.norm(halves[0][-1].astype(float)), atol=1e-3)
+
+
+def test_a_new_version_of_the_rule_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = ListClips(rule={"use": "clips.milnce:MilNce"})
+    assert stage.identity("") == ("narrated.list_clips:ListClips", 1)
+    monkeypatch.setattr(MilNce, "VERSION", 2)
+    assert stage.identity("") == ("narrated.list_clips:ListClips", 1, 2)

@@ -95,3 +95,13 @@ def test_dropped_and_unscored_texts_do_not_count(tmp_path: Path) -> None:
     assert SoftCapCut(column="a", penalty=1, samples_per_text=3, max_copies=2).preflight() == [
         "samples_per_text 3 cannot be reached with max_copies 2"
     ]
+
+
+def test_scores_without_bound_do_not_move_the_cut() -> None:
+    """A log-probability may be -inf: bisecting from there gave every text `max_copies`."""
+    scores = np.array([-np.inf, 0.0, 1.0, 2.0, np.inf])
+    start = start_of(scores, 14.0, 1.0, 10)
+    assert expected(scores, start, 1.0, 10) == pytest.approx([0, 1 / 3, 4 / 3, 7 / 3, 10])
+    for bad, total in (([-np.inf, np.inf], 5.0), ([np.inf, np.inf, 1.0], 3.0)):
+        with pytest.raises(VlpipeError, match="are finite numbers, which cannot occur"):
+            start_of(np.array(bad), total, 1.0, 10)

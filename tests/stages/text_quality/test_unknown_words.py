@@ -11,7 +11,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import TEXTS, text
-from vlpipe.stages.text_quality.unknown_words import UnknownWords, unknown_ratio
+from vlpipe.stages.text_quality.unknown_words import UnknownWords, unknown_ratio, words_of
 
 SCHEMA = pa.schema([("id", pa.string()), ("texts", TEXTS)])
 VOCABULARY = "[PAD]\n[UNK]\n!\n##ing\na\nred\nDog\nwell\nknown\ndon\nt\n12\n"
@@ -47,3 +47,11 @@ def test_the_column_has_a_value_per_text(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("##ing\n[PAD]\n")
     with pytest.raises(VlpipeError, match=r"empty\.txt has no word; wanted one per line"):
         run_map(UnknownWords(vocabulary=File(path=str(tmp_path / "empty.txt"))), table)
+
+
+def test_a_vocabulary_with_a_mark_and_curly_apostrophes(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes("\ufeffred\ndon\u2019t\n".encode())
+    assert words_of(tmp_path / "vocab.txt") == {"red", "don't"}
+    (tmp_path / "vocab.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(VlpipeError, match=r"vocab\.txt is not UTF-8 text"):
+        words_of(tmp_path / "vocab.txt")

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from vlpipe.pipeline.engine.records.keys import key_params
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out
@@ -124,7 +125,7 @@ def test_questions_with_and_without_answers(tmp_path: Path) -> None:
         (squad({"id": "a", "question": "Who?"}), r"qas\[0\]: wanted a JSON object with the key 'answers'"),
         (
             squad({"id": "a", "question": "Who?", "answers": [{"text": "Ulm"}]}),
-            r"answers\[0\]: wanted an answer_start",
+            r"answers\[0\]: wanted a whole number as 'answer_start'",
         ),
     ],
 )
@@ -157,3 +158,16 @@ def test_generated_tasks_are_read_and_true(tmp_path: Path) -> None:
     assert abs(Counter(label for _, label, _ in pairs)[0] - 100) < 4 * 50**0.5
     again = run_gather(TextTasks(num_train=200, num_dev=5), [], tmp_path / "again")
     assert (Path(again.artifacts) / "rte/dev.tsv").read_text() == (folder / "rte/dev.tsv").read_text()
+
+
+def test_a_renamed_file_is_another_list(tmp_path: Path) -> None:
+    """Rows have its name, in `url` and so in their ids; its content is the same."""
+    keys = []
+    for name in ("train.tsv", "dev.tsv"):
+        path = tmp_path / name
+        path.write_text("sentence\tlabel\nGood.\t1\n")
+        stage = GlueTask(file=ListFile(path=str(path), digest="of both"), task="sst2")
+        (url,) = next(stage.rows())["url"].to_pylist()
+        assert url.startswith(f"{name}:")
+        keys.append(key_params(stage))
+    assert keys[0] != keys[1]

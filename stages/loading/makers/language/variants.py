@@ -53,7 +53,7 @@ class Variants(TokenIds):
         texts: list[str | None] = [text] if self.own else []
         positive = [True] * len(texts)
         for columns, is_true in ((self.positives, True), (self.negatives, False)):
-            for name, num in columns.items():
+            for name, num in sorted(columns.items()):  # keys are sorted, too
                 found = entries_of(row, text, name)
                 order = rng.permutation(len(found))[:num]
                 texts += [found[int(k)] for k in order] + [None] * (num - len(order))
