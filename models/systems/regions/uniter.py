@@ -47,6 +47,7 @@ class Uniter(Model):
     """
 
     STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
+    CHAIN = ("blocks",)
     REGION_KINDS = ("feat", "obj")
 
     def __init__(
