@@ -22,12 +22,15 @@ class Model(nn.Module):
     FORMATS: names of other layouts that its `load` reads: a transformers `model_type`, `model_type:architecture` if that
     is one of several, or an older format of ours.
     ENCODINGS: stream name -> outputs that depend on that stream alone, so that they can be re-used in other pairs.
+    CHAIN: names of the module lists that each output passes through one after the other, each layer once and each with one
+    tensor, first argument and result: what a pipeline cuts (`parallel.chain`). Empty for other models.
     config: the constructor's arguments, defaults included; saved with the weights.
     """
 
     STREAMS: ClassVar[Mapping[str, str]] = {}
     FORMATS: ClassVar[tuple[str, ...]] = ()
     ENCODINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    CHAIN: ClassVar[tuple[str, ...]] = ()
     config: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -1,4 +1,4 @@
 """How one model is trained by several processes: shards of weights, gradients and moments, and parts of layers.
 
-May import `blocks`, `experts` and `distributed`.
+May import `blocks`, `experts`, `distributed` and `interface`.
 """

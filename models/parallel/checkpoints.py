@@ -75,8 +75,10 @@ class DividedCheckpoints:
         return sorted((int(path.parent.name), path.parent) for path in found)
 
 
-def read(folder: Path, wanted: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Any]:
+def read(folder: Path, wanted: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Any]:
     """Fills the tensors that `wanted(name, shape, dtype)` returns, for each in a checkpoint, in place; returns its notes.
+
+    None: this worker does not need it.
 
     All workers must call this together. Raises RuntimeError if the folder cannot be read.
     """
@@ -88,7 +90,9 @@ def read(folder: Path, wanted: Callable[[str, torch.Size, torch.dtype], Tensor])
             if not isinstance(about, TensorStorageMetadata):
                 raise RuntimeError(f"{name} is not a tensor")
             shape, dtype = about.size, about.properties.dtype
-            state[name] = torch.empty(shape, dtype=dtype) if name == NOTES else wanted(name, shape, dtype)
+            place = torch.empty(shape, dtype=dtype) if name == NOTES else wanted(name, shape, dtype)
+            if place is not None:
+                state[name] = place
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one worker reads all
             load(state, storage_reader=reader, no_dist=not dist.is_initialized())

@@ -8,10 +8,17 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
+# what does not go with a pipeline yet, and why
+BESIDE_PIPELINE = {
+    "shard": "workers gather each layer once per micro-batch, which a pipeline has many of",
+    "tensor": "workers add up what they compute while the pipeline exchanges between others",
+    "expert": "workers wait for each other's tokens while they are at other micro-batches",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """A grid of data x shard x tensor workers; neighbours in the last dimension have neighbouring ranks.
+    """A grid of pipeline x data x shard x tensor workers; neighbours in the last dimension have neighbouring ranks.
 
     data: replicas of the model, each with its own rows; None: as many as the other dimensions leave. shard: workers, each
     with rows of its own too, among which weights, gradients and optimiser state are divided (ZeRO, Rajbhandari et al. 2020,
@@ -19,8 +26,9 @@ class Mesh:
     weights of the forward pass too; default 3. tensor: workers with the same rows, each of which computes some heads and
     inner units of each layer. expert: how many of the data x shard workers compute the experts of a mixture together, each
     an equal part, which tokens reach and leave by all-to-all (GShard, Lepikhin et al. 2020,
-    https://arxiv.org/abs/2006.16668). half: the weights of the forward pass and their gradients are exchanged and kept in
-    the type of `precision` instead of float32.
+    https://arxiv.org/abs/2006.16668). pipeline: workers with the same rows, each of which has some of the layers; the
+    micro-batches of `accumulate` go through them one after the other. half: the weights of the forward pass and their
+    gradients are exchanged and kept in the type of `precision` instead of float32.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -30,11 +38,12 @@ class Mesh:
     zero: Literal[1, 2, 3] | None = None
     tensor: int = 1
     expert: int = 1
+    pipeline: int = 1
     half: bool = False
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the model is divided; if not, DistributedDataParallel does all that is needed."""
+        """Whether parameters are divided; if not, DistributedDataParallel or a pipeline does all that is needed."""
         return self.shard > 1 or self.tensor > 1
 
     @property
@@ -49,11 +58,13 @@ class Mesh:
 
     def replicas(self, num_workers: int) -> int:
         """Returns `data`, or what the other dimensions leave of the workers."""
-        return self.data if self.data is not None else max(1, num_workers // max(1, self.shard * self.tensor))
+        others = self.shard * self.tensor * self.pipeline
+        return self.data if self.data is not None else max(1, num_workers // max(1, others))
 
     def problems(self, num_workers: int) -> list[str]:
         """Returns what is wrong with the mesh for this number of workers, one message each."""
         sizes = {"data": self.replicas(num_workers), "shard": self.shard, "tensor": self.tensor}
+        sizes |= {"pipeline": self.pipeline} if self.pipeline != 1 else {}
         low = [f"{name} {size}" for name, size in {**sizes, "expert": self.expert}.items() if size < 1]
         if low:
             return [f"mesh: sizes must be at least 1, got {', '.join(low)}"]
@@ -68,6 +79,11 @@ class Mesh:
             )
         if self.expert > 1 and self.tensor > 1:
             found.append("mesh: expert does not go with tensor; set one of the two")
+        found += [
+            f"mesh: pipeline does not go with {name}, whose {why}; set one of the two"
+            for name, why in BESIDE_PIPELINE.items()
+            if self.pipeline > 1 and getattr(self, name) > 1
+        ]
         if self.shard == 1 and self.zero is not None:
             found.append(
                 f"mesh: zero: {self.zero} divides among `shard` workers, of which there is 1; set shard"

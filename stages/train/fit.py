@@ -100,7 +100,7 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
                         progress.say(alarm)
             if _due(run, recipe.checkpoint_every):
                 run.share_sums()
-                if run.sharded is not None:
+                if run.is_divided:
                     divided.save(run.step, *run.divided_state())
                 elif rank == 0:
                     writer.save(run.step, run.state())
@@ -151,6 +151,8 @@ def clip(run: Run) -> Tensor:
     for optimiser in run.optimisers_with_gradient():
         run.scaler.unscale_(optimiser)
     params = [p for p in run.net.parameters() if p.grad is not None]
+    if run.pipeline is not None:
+        return run.pipeline.clip_gradients(run.recipe.clip_norm or math.inf).double()
     if run.sharded is not None:
         return clip_gradients(params, run.recipe.clip_norm or math.inf).double()
     return torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
@@ -227,6 +229,7 @@ def write_result(run: Run, folder: Path) -> None:
         models |= {folder / "teachers" / name: teacher.copy for name, teacher in run.net.teachers.items()}
     for target, model in models.items():
         state = None if run.sharded is None else joined(model, gathered(model.state_dict()))
+        state = state if run.pipeline is None else run.pipeline.gathered(model.state_dict())
         if distributed.is_first():
             save(model, target, state)
             if target != folder and run.loader.tokenizer is not None:

@@ -19,6 +19,7 @@ from vlpipe.models.adversarial.perturb import Perturbations
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.parallel.pipeline import Pipeline, one_length
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.run import Run
 from vlpipe.stages.train.runtime import seed_all
@@ -38,6 +39,8 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
         run.join_ranks(batches[0])
     if run.sharded is not None:
         run.net.update_teachers()  # inside of the forward pass they would follow gathered weights, which are freed
+    if run.pipeline is not None:
+        return _accumulate_in_pipeline(run, run.pipeline, batches)
     if getattr(run.recipe, "adversarial", None) is not None:
         return _accumulate_perturbed(run, batches)
     cached = cached_objectives(run, batches[0]) if len(batches) > 1 else []
@@ -53,6 +56,21 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
     _finish(run)
     _need_gradients(run)
     return values
+
+
+def _accumulate_in_pipeline(run: Run, pipeline: Pipeline, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """As `accumulate`, with the layers of several workers; the last of them has the losses, which it tells the others."""
+    batches = one_length(batches)
+    counts = _step_counts(run, batches)
+    values: dict[str, Tensor] = {}
+
+    def loss_of(batch: Batch) -> Tensor:
+        parts = _contributions(run, _forward(run, batch), counts, len(batches))
+        _add(values, parts)
+        return parts["loss"]
+
+    pipeline.run(batches, loss_of, run.autocast)
+    return pipeline.tell(values if pipeline.chain.is_last else None, batches[0].task)
 
 
 def _finish(run: Run) -> None:

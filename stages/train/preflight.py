@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from vlpipe.models.build import find
 from vlpipe.models.experts.layer import spread_problem
+from vlpipe.models.parallel.pipeline import need_pipeline
 from vlpipe.models.parallel.tensor import tensor_problem
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.models.weightless import weightless
@@ -104,6 +105,8 @@ def _build(recipe: Recipe) -> None:
         and (problem := spread_problem(net, recipe.mesh.expert))
     ):
         raise ValueError(problem)
+    if recipe.mesh is not None and recipe.mesh.pipeline > 1:
+        need_pipeline(net, recipe.mesh.pipeline)
     optimiser_of(net, recipe)
     build_views(recipe, build_makers(recipe, net.model, tokenizer))
 

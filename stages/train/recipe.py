@@ -300,6 +300,8 @@ class Recipe(Optimisation):
         if self.mesh is None:
             return []
         found = self.mesh.problems(self.num_workers)
+        if self.mesh.pipeline > 1:
+            found += [text for wrong, text in self._pipeline_checks(self.mesh.pipeline) if wrong]
         if not self.mesh.is_sharded:
             return found
         if self.precision == "fp16":
@@ -319,6 +321,32 @@ class Recipe(Optimisation):
         if self.mesh.tensor > 1 and self.compile:
             found.append("mesh: compile: true does not go with `tensor`; set compile: false")
         return found
+
+    def _pipeline_checks(self, num: int) -> list[tuple[bool, str]]:
+        return [
+            (
+                self.accumulate < num,
+                f"mesh: pipeline: {num} workers wait for each other with fewer than {num} micro-batches; set accumulate to "
+                f"at least {num}, got {self.accumulate}",
+            ),
+            (
+                self.precision == "fp16",
+                "mesh: precision: fp16 scales losses by what one worker sees of the gradient; set bf16 or fp32",
+            ),
+            (self.compile, "mesh: compile: true does not go with `pipeline`; set compile: false"),
+            (
+                self.balance_tokens,
+                "mesh: pipeline: balance_tokens makes micro-batches of other sizes; set balance_tokens: false",
+            ),
+            (
+                self.adversarial is not None,
+                "mesh: adversarial training perturbs whole embeddings; remove `mesh` or `adversarial`",
+            ),
+            (
+                self.find_unused_parameters is not None,
+                "mesh: find_unused_parameters is for DistributedDataParallel; remove it",
+            ),
+        ]
 
     def _checks(self) -> list[tuple[bool, str]]:
         return [

@@ -19,13 +19,20 @@ from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.models.optim.groups import Several
 from vlpipe.models.parallel.checkpoints import read
 from vlpipe.models.parallel.mesh import Mesh
+from vlpipe.models.parallel.pipeline import Pipeline, need_pipeline
 from vlpipe.models.parallel.sharded import Sharded
 from vlpipe.models.parallel.tensor import cut
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.train.build import build_makers, build_net, build_views, load_tokenizer, optimiser_of
+from vlpipe.stages.train.build import (
+    build_makers,
+    build_net,
+    build_views,
+    load_tokenizer,
+    optimiser_of,
+)
 from vlpipe.stages.train.itm_alarm import LossRow
 from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
@@ -65,6 +72,7 @@ class Run:
     loader: Any  # a Loader, or an object with the same batches and samples_per_epoch
     num_steps: int
     sharded: Sharded | None = None  # `net`, divided among workers
+    pipeline: Pipeline | None = None  # what has the other layers of `net`
     streams: int | None = None  # number of workers that the run began with; None: as many as now
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
@@ -88,6 +96,8 @@ class Run:
         ranks must call this together.
         """
         self.parallel = self.net if self.sharded is None else self.sharded
+        if self.pipeline is not None:
+            return
         if self.sharded is not None:
             if self.recipe.compile:
                 self.sharded.call = torch.compile(self.net)
@@ -125,9 +135,14 @@ class Run:
 
     @property
     def is_cut(self) -> bool:
-        """Whether workers share the rows of a batch, each with a part of each layer."""
+        """Whether workers share the rows of a batch, each with a part of each layer, or some of the layers."""
         mesh = self.recipe.mesh if isinstance(self.recipe, Recipe) else None
-        return mesh is not None and mesh.tensor > 1
+        return mesh is not None and mesh.tensor * mesh.pipeline > 1
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether no worker has the whole state."""
+        return self.sharded is not None or self.pipeline is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -160,7 +175,10 @@ class Run:
 
     def divided_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns what `state` does as (name -> tensor, which may be divided; JSON values)."""
-        tensors = {f"net.{n}": v for n, v in trained_state(self.net.state_dict(), self.frozen).items()}
+        own = trained_state(self.net.state_dict(), self.frozen)
+        tensors = {
+            f"net.{n}": v for n, v in own.items() if not v.is_meta
+        }  # others have what is without memory
         for name, state in self._moments():
             tensors |= {f"optimiser.{key}.{name}": v for key, v in state.items() if isinstance(v, Tensor)}
         notes = {
@@ -184,12 +202,14 @@ class Run:
         """Sets this state to the one in a folder of `DividedCheckpoints`, of any mesh."""
         own, params, moments = self.net.state_dict(), dict(self.net.named_parameters()), dict(self._moments())
 
-        def wanted(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        def wanted(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
             kind, _, rest = name.partition(".")
             if kind == "net":
-                return own[rest]
+                return None if own[rest].is_meta else own[rest]
             key, _, parameter = rest.partition(".")
             p = params[parameter]
+            if p.is_meta:
+                return None
             like = torch.zeros_like(p, dtype=dtype) if p.shape == shape else torch.zeros(shape, dtype=dtype)
             moments[parameter][key] = like.detach().to(self.device)
             return cast(Tensor, moments[parameter][key])
@@ -220,7 +240,7 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Sets this state to one that `state()` returned. Raises VlpipeError if the net is divided among workers."""
-        if self.sharded is not None:
+        if self.is_divided:
             raise VlpipeError(
                 f"mesh: the run began without `shard` and has {state['step']} steps; remove `shard`, or its checkpoints"
             )
@@ -259,7 +279,8 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     tokenizer = load_tokenizer(recipe)
     net = build_net(recipe, tokenizer)
     sharded = None if recipe.mesh is None else divided(net, recipe, recipe.mesh, device)
-    if sharded is None:
+    pipeline = None if recipe.mesh is None else pipelined(net, recipe, recipe.mesh, device)
+    if sharded is None and pipeline is None:
         net = net.to(device)
     makers = build_makers(recipe, net.model, tokenizer)
     views = {task: net.views_of(task) for task in net.tasks}
@@ -269,7 +290,34 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
         raise VlpipeError(
             f"warmup_steps must be less than the {num_steps} steps of the run, got {recipe.warmup_steps}"
         )
-    return Run(recipe, device, net, loader, num_steps, sharded)
+    return Run(recipe, device, net, loader, num_steps, sharded, pipeline)
+
+
+def pipelined(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Pipeline | None:
+    """Leaves in `net` the layers of this worker's part; returns the pipeline, or None if the mesh has none.
+
+    Raises VlpipeError if the model cannot be divided in this way, or the precision is fp16.
+    """
+    if mesh.pipeline == 1:
+        return None
+    try:
+        need_pipeline(net, mesh.pipeline)
+    except ValueError as error:
+        raise VlpipeError(str(error)) from error
+    _need_no_fp16(recipe, device, "pipeline")
+    shape = (mesh.pipeline, mesh.replicas(distributed.world_size()))
+    pipeline = Pipeline(
+        net, init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data")), device
+    )
+    distributed.use(pipeline.rows)
+    return pipeline
+
+
+def _need_no_fp16(recipe: Recipe, device: torch.device, what: str) -> None:
+    if precision_of(recipe, device) == torch.float16:
+        raise VlpipeError(
+            f"mesh: this GPU has no bf16, and `{what}` does not go with fp16; set precision: fp32"
+        )
 
 
 def divided(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Sharded | None:
@@ -290,11 +338,8 @@ def divided(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Shard
             layer.spread(groups["expert"].get_group())
     if not mesh.is_sharded:
         return None
+    _need_no_fp16(recipe, device, "shard")
     dtype = precision_of(recipe, device)
-    if dtype == torch.float16:
-        raise VlpipeError(
-            "mesh: this GPU has no bf16, and `shard` does not go with fp16; set precision: fp32"
-        )
     shape = (mesh.replicas(num), mesh.shard, mesh.tensor)
     grid = init_device_mesh(device.type, shape, mesh_dim_names=("data", "shard", "tensor"))
     net.leads_teachers = False

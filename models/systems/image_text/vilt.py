@@ -20,6 +20,7 @@ class Vilt(Model):
 
     STREAMS = {"image": "image:Image", "text": "text:Text"}  # noqa: RUF012
     FORMATS = ("vilt",)
+    CHAIN = ("encoder.blocks",)
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class Igpt(Model):
 
     STREAMS = {"image": "code_grid:CodeGrid"}  # noqa: RUF012
     FORMATS = ("imagegpt",)
+    CHAIN = ("layers",)
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class Mae(Model):
 
     STREAMS = {"image": "image:Image"}  # noqa: RUF012
     FORMATS = ("vit_mae",)
+    CHAIN = ("vision.blocks", "decoder.blocks")
     decoder_positions: Tensor
 
     def __init__(

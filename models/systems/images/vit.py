@@ -25,6 +25,7 @@ class Vit(Model):
 
     STREAMS = {"image": "image:Image", "label": "label:Label"}  # noqa: RUF012
     FORMATS = ("vit",)
+    CHAIN = ("vision.blocks",)
 
     def __init__(
         self,

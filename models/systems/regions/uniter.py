@@ -46,6 +46,7 @@ class Uniter(MatchesFirst, FillsRegions):
     stand in one sequence; padding is hidden as keys, so it changes nothing.
     """
 
+    CHAIN = ("blocks",)
     REGION_KINDS = ("feat", "obj")
 
     def __init__(

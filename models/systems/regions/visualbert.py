@@ -24,6 +24,7 @@ class VisualBert(MatchesFirst):
 
     STREAMS = {"text": "text_pair:TextPair", "regions": "regions:Regions"}  # noqa: RUF012
     FORMATS = ("visual_bert",)
+    CHAIN = ("blocks",)
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class Bert(Model):
 
     STREAMS = {"text": "text:Text"}  # noqa: RUF012
     FORMATS = ("bert",)
+    CHAIN = ("encoder.blocks",)
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class ExpertLm(Model):
     """
 
     STREAMS = {"text": "text:Text"}  # noqa: RUF012
+    CHAIN = ("layers",)
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class Gpt(Model):
 
     STREAMS = {"text": "text:Text"}  # noqa: RUF012
     FORMATS = ("openai-gpt",)
+    CHAIN = ("layers",)
 
     def __init__(
         self,

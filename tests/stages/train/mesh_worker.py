@@ -21,13 +21,16 @@ from vlpipe.stages.train.run import prepare
 def trained(recipe: Any, data: Any, num_steps: int = 3) -> dict[str, Any]:
     """Losses of each step, their mean over ranks; gradients of the last one before clipping; and the state after it."""
     run = prepare(recipe, [data])
+    whole = gathered if run.pipeline is None else run.pipeline.gathered
     grads: dict[str, torch.Tensor] = {}
     clip = fit.clip
 
     def seen(of: Any) -> torch.Tensor:
         found = {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None}
+        if run.pipeline is not None:  # the gradients of other parts
+            found |= {name: p.data for name, p in run.net.named_parameters() if p.is_meta and p.requires_grad}
         grads.clear()
-        grads.update({name: grad.clone() for name, grad in gathered(found).items()})
+        grads.update({name: grad.clone() for name, grad in whole(found).items()})
         return clip(of)
 
     fit.clip = seen
@@ -40,7 +43,7 @@ def trained(recipe: Any, data: Any, num_steps: int = 3) -> dict[str, Any]:
     finally:
         fit.clip = clip
         distributed.use(None)
-    state = joined(run.net, gathered(run.net.state_dict()))
+    state = joined(run.net, whole(run.net.state_dict()))
     return {"losses": losses, "grads": joined(run.net, grads), "state": state}
 
 

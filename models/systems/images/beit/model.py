@@ -32,6 +32,7 @@ class Beit(Model):
 
     STREAMS = {"image": "image_codes:ImageWithCodes"}  # noqa: RUF012
     FORMATS = ("beit",)
+    CHAIN = ("encoder.blocks",)
 
     def __init__(
         self,
