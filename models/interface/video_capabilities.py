@@ -5,10 +5,11 @@ B rows of N clips each, with K candidate texts per clip; E the width of the shar
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vlpipe.models.interface.capabilities import Generates
 from vlpipe.models.interface.outputs import Outputs
 
 
@@ -35,3 +36,19 @@ class ScoresPairs(Protocol):
     """Scores a text and a clip that it reads together: (B,)."""
 
     def pair_score(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class EncodesWindows(Protocol):
+    """Encodes each window with those around it: states (M, T, width) of M clips; `width` is in its config."""
+
+    config: Any
+
+    def video_tokens(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class DescribesClips(Generates, Protocol):
+    """Writes texts about clips: what `start_text` reads of each clip and the text that is said in it, (M, N, D)."""
+
+    def clip_context(self, out: Outputs) -> Tensor: ...

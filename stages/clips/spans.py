@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,14 +15,16 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.files import File
-from vlpipe.pipeline.shard import Reject, need
+from vlpipe.pipeline.shard import Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.clips.captions import SOURCES, clean, pick_track
 from vlpipe.stages.clips.cut_windows import CutClips, Found, schema_with_windows, windows_problems
 from vlpipe.stages.common.row import RowIds, text
-from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
+from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
 
 READS = {f.name: f.type for f in FILE_FIELDS} | {"id": pa.string(), "video_id": pa.string()}
 Span = tuple[float, float, list[str]]
+TRANSCRIPT = pa.field("transcript", pa.string())
 SpansByVideo = dict[str, dict[tuple[float, float], list[str]]]
 
 
@@ -29,14 +33,18 @@ class CutsSpans(MapStage):
     """Base of stages that turn video rows into clip rows (CLIPS) with source `human`: one per span of a list, sorted by
     (start, end), with all texts of that span.
 
-    windows: as in `clips.pairing:Pairing`. Reject codes (filtered): no_window; no_span, if the list has none for a video;
-    no_duration, where clips are whole videos and the header states none.
+    windows: as in `clips.pairing:Pairing`. transcript: adds the column of this name with what is said in the clip: the
+    captions of the video with their middle in it, of one track, or null.
+
+    Reject codes (filtered): no_window; no_span, if the list has none for a video; no_duration, where clips are whole videos
+    and the header states none.
     """
 
     FAN_OUT: ClassVar[bool] = True
     WHOLE: ClassVar[bool] = False  # a clip is the whole video, whatever the times in the list are
 
     windows: tuple[str, ...] = ()
+    transcript: bool = False
 
     @property
     def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `windows`
@@ -45,7 +53,13 @@ class CutsSpans(MapStage):
     @property
     def MORE(self) -> dict[str, pa.DataType]:
         """Further columns that it reads."""
-        return {"duration_s": pa.float64()} if self.WHOLE else {}
+        found = {"duration_s": pa.float64()} if self.WHOLE or self.transcript else {}
+        return {**found, "cues": CUES} if self.transcript else found
+
+    @property
+    def CLIPS(self) -> pa.Schema:
+        """The schema of clips without windows."""
+        return with_field(CLIPS, TRANSCRIPT) if self.transcript else CLIPS
 
     @property
     def who(self) -> str:
@@ -57,7 +71,7 @@ class CutsSpans(MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, self.who, **READS, **self.MORE)
-        return schema_with_windows(CLIPS, inp, self.windows, self.who)
+        return schema_with_windows(self.CLIPS, inp, self.windows, self.who)
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -83,10 +97,11 @@ class CutsSpans(MapStage):
                             f"the list has no span with times and text for {by} {video[by]}",
                         )
                     )
-                rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
+                clips = _clips(video, sorted((*times, texts) for times, texts in found.items()))
+                rows.extend(with_transcripts(clips, video) if self.transcript else clips)
             return Found(rows, rejects)
 
-        yield CutClips(find, CLIPS, self.windows)
+        yield CutClips(find, self.CLIPS, self.windows)
 
     def key_column(self) -> str:
         """Returns the column of video rows whose values are the keys of `spans_by_video`."""
@@ -109,7 +124,7 @@ class SpanClips(CutsSpans):
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
-    ADDED: ClassVar[frozenset[str]] = frozenset({"windows"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"windows", "transcript"})
 
     spans: File
     by: Literal["video", "video_id"] = "video"
@@ -164,3 +179,14 @@ def _clips(video: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[dict[str
             "texts": [text(one, "human") for one in texts],
             "candidates": [],
         }
+
+
+def with_transcripts(clips: Iterable[dict[str, Any]], video: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the clips with their `transcript`. video: with `cues` and `duration_s`."""
+    track = pick_track(video["cues"] or (), SOURCES, "")
+    captions = clean(track, video["duration_s"] or math.inf, Counter())
+    for clip in clips:
+        said = [
+            one.text for one in captions if clip["start_s"] <= (one.start_s + one.end_s) / 2 < clip["end_s"]
+        ]
+        yield {**clip, "transcript": " ".join(said) or None}

@@ -1,4 +1,4 @@
-"""Reads columns of feature vectors with times: `s3d`, `frame_feats`."""
+"""Reads columns of feature vectors with times: `s3d`, `frame_feats`, `context_feats`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from vlpipe.stages.features.s3d import features_type
 
 Array = npt.NDArray[np.float32]
 # column of windows -> column with the id of their weights, "digest" or "digest:normalisation"
-WEIGHTS_OF = {"s3d": "s3d_weights", "frame_feats": "frame_weights"}
-WRITERS = {"s3d": "features.s3d", "frame_feats": "features.frames"}  # column -> the stage that writes it
+WEIGHTS_OF = {"s3d": "s3d_weights", "frame_feats": "frame_weights", "context_feats": "context_weights"}
+WRITERS = {  # column -> the stage that writes it
+    "s3d": "features.s3d",
+    "frame_feats": "features.frames",
+    "context_feats": "features.context",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ PLANNED_BY_THEIR_OWN_TESTS = (
     ("howto100m_milnce", "paper"),
     ("howto100m_maxmargin", "paper"),
     ("univl", "paper"),
+    ("cbt", "paper"),
 )  # need weights, and videos or tasks
 CASES = [
     (str(path.relative_to(FOLDER)), profile)

@@ -1,4 +1,4 @@
-"""The papers' profiles of HowTo100M's max-margin, MIL-NCE and UniVL are planned, with stand-ins of the files that a user
+"""The profiles of the papers of HowTo100M, MIL-NCE, UniVL and CBT are planned, with stand-ins of the files that a user
 brings.
 """
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vlpipe.models.video.s3d import S3d
 from vlpipe.models.video.s3dg import S3dG
 from vlpipe.pipeline.engine.plan import plan
 from vlpipe.pipeline.storage.store import Store
@@ -20,7 +21,7 @@ from vlpipe.stages.train.train import Train
 
 pytest.importorskip("av", reason="the extra `video` is not installed")
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
-SIZES = {"howto100m_maxmargin": 4096, "howto100m_milnce": 512, "univl": 768}
+SIZES = {"howto100m_maxmargin": 4096, "howto100m_milnce": 512, "univl": 768, "cbt": 768}
 
 
 @pytest.mark.slow
@@ -41,6 +42,8 @@ def test_the_papers_profile_is_planned(name: str, tmp_path: Path, monkeypatch: p
         torch.save({"conv1.weight": torch.zeros(1)}, folder / file)
     if name == "univl":
         torch.save(S3dG(num_words=3).state_dict(), folder / "s3d_howto100m.pth")
+    if name == "cbt":
+        torch.save(S3d().state_dict(), folder / "s3d_kinetics400.pt")
     workflow = Workflow.load(str(WORKFLOWS / f"{name}.yaml"), profile="paper", root=str(tmp_path / "root"))
     steps = {one.name: one for one in plan(workflow, Store(str(tmp_path / "root")))}
     assert "world" not in steps

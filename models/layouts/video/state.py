@@ -17,16 +17,21 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StateLayout:
-    """entries: of a model's config. read: tensors -> parameters of our model. more: tensors -> ours that no entry has."""
+    """entries: of a model's config. read: tensors -> parameters of our model. more: tensors -> ours that no entry has.
+    renamed: a name in the file -> the name that the entries have.
+    """
 
     entries: Callable[[Any], Iterable[Entry]]
     read: Callable[[State], dict[str, Any]]
     more: Callable[[State, Any], dict[str, Tensor]]
     ignored: str = r"num_batches_tracked$"
+    renamed: Callable[[str], str] = str
 
     def load(self, cls: Any, path: Path, changes: Mapping[str, Any]) -> Any:
         """Returns our model of the file, bare or out of a training checkpoint. ValueError lists what does not fit."""
-        state = {name.removeprefix("module."): value for name, value in read_state(path).items()}
+        state = {
+            self.renamed(name.removeprefix("module.")): value for name, value in read_state(path).items()
+        }
         try:
             model = cls(**{**self.read(state), **changes})
         except KeyError as error:

@@ -20,18 +20,26 @@ from vlpipe.models.objectives.lm import NEXT, next_tokens
 
 
 class Reconstruct(Objective):
-    """`reconstruct`: cross entropy of the next token of the text before it was masked, in nats; see `mask_text`."""
+    """`reconstruct`: cross entropy of the next token of the text before it was masked, in nats; see `mask_text`.
+
+    stream: the text that is written; `caption` in finetuning for captions.
+    """
 
     LOSSES = ("reconstruct",)
     NEEDS = (PredictsNext,)
 
+    def __init__(self, *, stream: str = "text") -> None:
+        super().__init__()
+        self.stream = stream
+
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
-        return {"reconstruct": (next_tokens(whole(batch.stream("text"))) != IGNORE).sum()}
+        return {"reconstruct": (next_tokens(whole(batch.stream(self.stream))) != IGNORE).sum()}
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
-        targets = next_tokens(whole(out.stream("text")))
+        text = out.stream(self.stream)
+        targets = next_tokens(whole(text))
         counted = targets != IGNORE
-        places = out.stream("text").chosen(NEXT, counted)
+        places = text.chosen(NEXT, counted)
         logits = out.model.predict(out.decoder_hidden[:, :-1].flatten(0, 1)[places]).float()
         total = F.cross_entropy(logits, targets.flatten()[places], reduction="sum")
         return {"reconstruct": Term(total, counted.sum())}

@@ -24,6 +24,7 @@ from vlpipe.stages.features.windows import need_windows, read_windows
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 STEPS = 200  # of L-BFGS, at most
+SHUFFLE = 0x5EED  # of the draw of other labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class ActionProbe(GatherStage):
     the mean of those of its windows. It is a linear SVM, one class against the rest with squared hinge loss and weight
     `c` of the loss (100 there), trained to convergence; features are standardised by the training windows if `standardise`.
 
+    shuffled: the control in which each training video has the label of another one, so that only the prior can be learned.
     splits: HMDB51's or UCF101's folder of lists, or a .csv; see `splits.read_split`. column: of windows. A video is known
     by its file name without the ending. Reject codes (filtered): not_in_split, no_window.
     """
@@ -42,10 +44,12 @@ class ActionProbe(GatherStage):
     NAME: ClassVar[str] = "evaluate.video.actions:ActionProbe"
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = frozenset({"shuffled"})
 
     splits: File
     split: Literal[1, 2, 3] = 1
-    column: Literal["s3d", "frame_feats"] = "s3d"
+    column: Literal["s3d", "frame_feats", "context_feats"] = "s3d"
+    shuffled: bool = False
     c: Annotated[float, Field(gt=0)] = 100.0
     standardise: bool = False
 
@@ -69,6 +73,9 @@ class ActionProbe(GatherStage):
         if len(classes) < 2:
             raise VlpipeError(f"evaluate.video.actions: the training videos have one class, {classes[0]}")
         numbers = {label: k for k, label in enumerate(classes)}
+        if self.shuffled:
+            order = np.random.default_rng(SHUFFLE).permutation(len(train))
+            train = [(train[k][0], vectors) for k, (_, vectors) in zip(order, train, strict=True)]
         features = np.concatenate([vectors for _, vectors in train])
         labels = np.concatenate([np.full(len(vectors), numbers[label]) for label, vectors in train])
         scores = fitted(features, labels, len(classes), self.c, self.standardise)

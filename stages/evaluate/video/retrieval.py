@@ -5,7 +5,7 @@ The protocol of HowTo100M, MIL-NCE and UniVL: recall at 1, 5 and 10, and the med
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -15,11 +15,12 @@ from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.shard import is_heavy, need
+from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.row import RESULTS, TEXTS
+from vlpipe.stages.evaluate.video.clip_rows import clip_rows
 from vlpipe.stages.evaluate.video.ranks import Ints, Scores, figures, ranks
-from vlpipe.stages.loading.rows import Row, int64_id, usable
+from vlpipe.stages.loading.rows import Row, int64_id
 
 if TYPE_CHECKING:
     from vlpipe.models.interface.batch import Stream
@@ -74,7 +75,7 @@ class VideoRetrieval(GatherStage):
         clips: dict[str, list[Scores]] = {name: [] for name in models}
         texts: dict[str, list[Scores]] = {name: [] for name in models}
         owners, videos, at = [], [], 0
-        for part in self._batches(job, makers):
+        for part in clip_rows(job, makers["video"].COLUMNS, self.batch_size):
             several = [one for row in part for one in row.texts]
             for name, model in models.items():
                 clips[name].append(self._clip_feats(model, makers, part, loaded))
@@ -118,25 +119,6 @@ class VideoRetrieval(GatherStage):
         from vlpipe.stages.train.recipe import Recipe
 
         return build_makers(Recipe(objectives=[], streams=self.streams), model, tokenizer)
-
-    def _batches(self, job: Job, makers: Mapping[str, Any]) -> Iterator[list[Row]]:
-        """Yields up to `batch_size` rows with usable texts, and the columns that the maker of videos reads."""
-        columns = [*makers["video"].COLUMNS]
-        for data in job.inputs:
-            stored = [name for name in columns if is_heavy(data.schema.field(name))]
-            light = [name for name in columns if name not in stored]
-            for table in data.batches(["id", "parent", "texts", *light], stored):
-                rows = [
-                    Row(
-                        table["id"][k].as_py(),
-                        k,
-                        texts,
-                        {**{name: table[name][k] for name in columns}, "parent": table["parent"][k].as_py()},
-                    )
-                    for k, texts in enumerate(usable(table["texts"]))
-                    if texts
-                ]
-                yield from (rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size))
 
     def _clip_feats(self, model: Any, makers: Mapping[str, Any], rows: Sequence[Row], loaded: Any) -> Scores:
         """Returns (rows, E)."""

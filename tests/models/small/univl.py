@@ -4,13 +4,14 @@ import torch
 
 from tests.models.narrated import narrated
 from tests.models.small_system import ROWS, SMALL, WORDS, SmallSystem
+from vlpipe.models.blocks.clips.writer import WriterLayer
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.video.align import Align
 from vlpipe.models.objectives.video.frame_nce import FrameNce
 from vlpipe.models.objectives.video.joint_mil import JointMil
 from vlpipe.models.objectives.video.reconstruct import Reconstruct
-from vlpipe.models.systems.video.univl import DecoderLayer, UniVl
+from vlpipe.models.systems.video.univl import UniVl
 
 
 def video(rank: int) -> dict[str, Stream]:
@@ -24,6 +25,11 @@ def video(rank: int) -> dict[str, Stream]:
 SYSTEM = SmallSystem(
     lambda: UniVl(
         vocab_size=WORDS,
+        start=1,
+        end=2,
+        pad=0,
+        unk=3,
+        mask=4,
         feat_dim=10,
         width=SMALL["width"],
         heads=2,
@@ -37,6 +43,6 @@ SYSTEM = SmallSystem(
     ),
     [JointMil(), MaskedLm(), FrameNce(), Align(chunk=3), Reconstruct()],
     ("video", "text"),
-    units=(DecoderLayer,),
+    units=(WriterLayer,),
     extra=video,
 )

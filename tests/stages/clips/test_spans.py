@@ -70,3 +70,21 @@ def test_mistakes_are_told(tmp_path: Path, videos: Videos) -> None:
         run_map(stage, videos([[]]))
     with pytest.raises(VlpipeError, match=r"gone\.csv cannot be read as \.parquet, \.csv or \.tsv"):
         run_map(SpanClips(spans=File(path=str(tmp_path / "gone.csv"))), videos([[]]))
+
+
+def test_a_transcript_is_what_is_said_in_the_clip(tmp_path: Path, videos: Videos) -> None:
+    """Captions with their middle in the clip, of one track: an automatic one repeats what people wrote."""
+    pq.write_table(
+        pa.table(
+            {"video": ["0.mp4", "0.mp4"], "start_s": [0.0, 4.0], "end_s": [4.0, 9.0], "captions": ["x", "y"]}
+        ),
+        tmp_path / "spans.parquet",
+    )
+    cues = [(0, 2, "first"), (3, 4.5, "then "), (4, 6, "after"), (8.5, 10, "outside")]
+    rows = videos([[*cues]], duration_s=12.0)
+    stage = SpanClips(spans=File(path=str(tmp_path / "spans.parquet")), transcript=True)
+    out = run_map(stage, rows)
+    assert out.table.schema == stage.schema(rows.schema)
+    assert out.table["transcript"].to_pylist() == ["first then", "after"]
+    silent = run_map(stage, videos([[]], duration_s=12.0))
+    assert silent.table["transcript"].to_pylist() == [None, None]

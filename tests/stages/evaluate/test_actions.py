@@ -134,3 +134,16 @@ def test_a_split_without_test_videos_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("video_id,label,split1\na,run,train\nb,walk,train\n")
     with pytest.raises(VlpipeError, match="got 2 for training and 0 for the test"):
         probe(tmp_path, {"a": [[1, 0]], "b": [[0, 1]]})
+
+
+def test_with_the_labels_of_others_the_prior_is_left(tmp_path: Path) -> None:
+    """Two thirds of the videos run; the classifier of true labels tells both, that of other labels says run."""
+    names = [f"{part}{k}" for part in ("r", "s") for k in range(30)]
+    label = {name: "walk" if int(name[1:]) % 3 == 0 else "run" for name in names}
+    lines = [f"{n},{label[n]},{'train' if n[0] == 'r' else 'test'}" for n in names]
+    (tmp_path / "s.csv").write_text("video_id,label,split1\n" + "\n".join(lines) + "\n")
+    feats = {n: [[1, 0] if label[n] == "run" else [0, 1]] for n in names}
+    own, _ = probe(tmp_path, feats)
+    others, _ = probe(tmp_path, feats, shuffled=True)
+    assert own["accuracy"] == 1
+    assert others["accuracy"] <= others["prior"] == pytest.approx(2 / 3)

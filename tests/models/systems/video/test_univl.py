@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.models.small.univl import SYSTEM
+from vlpipe.models.generation.beam import search
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.video.align import Align
@@ -159,6 +160,25 @@ def test_padding_changes_nothing() -> None:
         torch.testing.assert_close(one.pair_score, two.pair_score)
 
 
+@torch.no_grad()
+def test_a_row_does_not_depend_on_the_others() -> None:
+    """The texts of a batch are padded to the longest, and frames keep their positions."""
+    model, batch = model_of(), SYSTEM.batch(0)
+    text = batch.stream("text")
+    mask = torch.arange(12) < torch.tensor([5, 12, 3, 7])[:, None]
+    padded = changed(batch, text=Stream(text.data.masked_fill(~mask, 0), mask))
+    out = Outputs(model, padded)
+    for b, length in enumerate([5, 12, 3, 7]):
+        row = padded.rows(slice(b, b + 1))
+        alone = Outputs(model, changed(row, text=Stream(text.data[b : b + 1, :length])))
+        torch.testing.assert_close(alone.pair_score[0], out.pair_score[b])
+        torch.testing.assert_close(alone.frame_prediction[0], out.frame_prediction[b])
+    with pytest.raises(
+        ValueError, match="cross encoder: 12 words and 4 windows, but windows have positions 8 to 15"
+    ):
+        _ = Outputs(model_of(frames_at=8), batch).pair_score
+
+
 def test_frames_are_masked_by_zeros() -> None:
     maker = FrameWindows()
     feats = [np.random.default_rng(k).normal(size=(1, 6, 3)).astype(np.float32) for k in range(200)]
@@ -195,3 +215,63 @@ def test_some_texts_are_masked_as_a_whole() -> None:
     for one in whole:
         assert one["data"].tolist() == [1, 9, 9, 2]
         assert one["target/ids"].tolist() == [IGNORE, 5, 6, IGNORE]
+
+
+def caption_batch() -> tuple[UniVl, Batch]:
+    """Clips of which nothing is said, with captions of unequal length."""
+    model, batch = model_of(captions=True), SYSTEM.batch(0)
+    ids = batch.stream("text").data
+    lengths = torch.tensor([5, 12, 3, 7])
+    mask = torch.arange(12) < lengths[:, None]
+    silence = Stream(torch.tensor([[1, 2]] * 4), torch.ones(4, 2, dtype=torch.bool))
+    caption = Stream(ids.masked_fill(~mask, 0), mask)
+    return model, changed(batch, text=silence, caption=caption)
+
+
+def test_captions_are_learned_from_the_clip_alone() -> None:
+    model, batch = caption_batch()
+    assert model.streams()["text"]["use"] == "transcript:NoTranscript"
+    assert model.streams()["caption"]["use"] == "text:Text"
+    term = Reconstruct(stream="caption")(Outputs(model, batch))["reconstruct"]
+    caption, losses = batch.stream("caption"), []
+    for b, length in enumerate([5, 12, 3, 7]):
+        row = batch.rows(slice(b, b + 1))
+        alone = changed(row, caption=Stream(caption.data[b : b + 1, :length], None))
+        logprobs = model.decoder_head(Outputs(model, alone).decoder_hidden[0]).log_softmax(-1)
+        losses += [-logprobs[k, caption.data[b, k + 1]] for k in range(length - 1)]
+    assert (
+        float(term.count) == len(losses) == float(Reconstruct(stream="caption").counts(batch)["reconstruct"])
+    )
+    gradients_agree(model, term.total, torch.stack(losses).sum())
+
+
+@torch.inference_mode()
+def test_writing_step_by_step_is_the_forward_pass() -> None:
+    model, batch = caption_batch()
+    caption = batch.stream("caption").data
+    hidden = Outputs(model, batch).decoder_hidden
+    context = Outputs(model, batch).clip_context
+    for parts in ([12], [1] * 12, [4, 1, 7]):
+        cache = model.start_text(context, 12)
+        steps = [model.step_text(ids, cache) for ids in caption.split(parts, dim=1)]
+        torch.testing.assert_close(torch.cat(steps, dim=1), hidden)
+
+
+@torch.inference_mode()
+def test_captions_do_not_depend_on_the_batch() -> None:
+    """Greedy captions by the forward pass, one clip at a time, against those of all clips, and one beam of several."""
+    model, batch = caption_batch()
+    context = Outputs(model, batch).clip_context
+    found = search(model, context, num_beams=1, max_length=6)
+    for b in range(4):
+        ids = [model.text_rules.first]
+        while len(ids) < 7:
+            row = changed(batch.rows(slice(b, b + 1)), caption=Stream(torch.tensor([ids])))
+            logits = model.decoder_head(Outputs(model, row).decoder_hidden[0, -1])
+            logits[[*model.text_rules.never]] = float("-inf")
+            ids.append(int(logits.argmax()))
+            if ids[-1] == model.text_rules.end:
+                break
+        assert [i for i in ids[1:] if i != model.text_rules.end] == found[b]
+    several = search(model, context, num_beams=3, max_length=6)
+    assert several == [search(model, context[b : b + 1], num_beams=3, max_length=6)[0] for b in range(4)]
