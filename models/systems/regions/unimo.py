@@ -114,7 +114,7 @@ class Unimo(FillsRegions):
         """The whole image's state, without a text: (B, width), unit norm."""
         image = self._encoded(None, out.stream("regions"))[1]
         assert image is not None
-        return F.normalize(image[:, 0], dim=-1)
+        return F.normalize(image[:, 0].float(), dim=-1)
 
     def text_feat(self, out: Outputs) -> Tensor:
         """The start token's state, without an image: (B, width), unit norm."""
@@ -123,7 +123,7 @@ class Unimo(FillsRegions):
     def _text_feat(self, stream: Stream) -> Tensor:
         words = self._encoded(stream, None)[0]
         assert words is not None
-        return F.normalize(words[:, 0], dim=-1)
+        return F.normalize(words[:, 0].float(), dim=-1)
 
     def variant_scores(self, out: Outputs) -> Tensor:
         """(B, K): a linear map of the states of start token and whole image, encoded together."""
@@ -140,7 +140,8 @@ class Unimo(FillsRegions):
         """(B, B, R): of image i, and text k that was retrieved for sample j."""
         stream = out.stream("retrieved")
         texts = self._text_feat(flat_texts(stream)).unflatten(0, stream.data.shape[:2])
-        return torch.einsum("ie,jre->ijr", out.image_feat, texts)
+        with torch.autocast(texts.device.type, enabled=False):  # fp32, as for other contrasts
+            return torch.einsum("ie,jre->ijr", out.image_feat.float(), texts.float())
 
 
 def flat_texts(stream: Stream) -> Stream:

@@ -40,10 +40,9 @@ class RegionEmbed(nn.Module):
 
 class Uniter(MatchesFirst, FillsRegions):
     """Defaults are those of UNITER-base, whose text is cased. Features are predicted by the transpose of their projection.
-    num_objects: the detector's classes and background.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1. Words, then regions,
-    stand in one sequence; padding is hidden as keys, so it changes nothing.
+    are one sequence; padding is hidden as keys, so it changes nothing. num_objects: with the background.
     """
 
     CHAIN = ("blocks",)

@@ -74,4 +74,4 @@ class GatedUnit(nn.Module):
         gate = self.gate(y)
         if self.norm is not None:
             gate = self.norm(gate.flatten(0, -2)).view_as(gate)
-        return F.normalize(y * torch.sigmoid(gate), dim=-1)
+        return F.normalize((y * torch.sigmoid(gate)).float(), dim=-1)

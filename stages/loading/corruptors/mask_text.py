@@ -20,12 +20,15 @@ class MaskText:
 
     Each token (whole_words: each word) is chosen with probability `rate`, at least one per text; of those chosen, 80 %
     become the mask token, 10 % a random one, 10 % stay. Start and end tokens are never chosen. split: (mask, random) shares.
+    at_least_one: False leaves a text whole if no token was drawn, as in the released codes of ALBEF, LXMERT and ViLBERT; of
+    short texts, more than `rate` of the tokens are masked otherwise.
     """
 
     stream: str = "text"
     rate: float = 0.15
     whole_words: bool = False
     split: tuple[float, float] = (0.8, 0.1)
+    at_least_one: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
@@ -68,6 +71,6 @@ class MaskText:
         if not len(names):
             return np.zeros(len(words), np.bool_)
         picked = names[rng.random(len(names)) < self.rate]
-        if not len(picked):
+        if not len(picked) and self.at_least_one:
             picked = rng.choice(names, 1)
         return np.isin(units, picked)

@@ -76,6 +76,19 @@ def test_rates_of_masked_tokens(
     assert within(same, chosen, 0.1 + 0.1 / len(tokenizer.plain_ids))
 
 
+def test_without_a_least_number_the_rate_is_that_of_each_token(
+    makers: Any, samples_of: Callable[[list[str]], list[Sample]]
+) -> None:
+    num = chosen = none = whole = 0
+    corruptor = MaskText(at_least_one=False)
+    for sample in corruptor(samples_of(random_texts(1500)), seeded(1), makers):
+        at, words = sample["text"]["target/ids"] != IGNORE, sample["text"]["words"] >= 0
+        num, chosen = num + words.sum(), chosen + at.sum()
+        none, whole = none + (not at.any()), whole + 0.85 ** words.sum()
+    assert within(chosen, num, 0.15)
+    assert within(none, 1500, whole / 1500)
+
+
 @pytest.mark.slow
 def test_words_are_masked_whole(makers: Any, samples_of: Callable[[list[str]], list[Sample]]) -> None:
     assert samples_of(["hippopotamus"])[0]["text"]["words"].tolist().count(0) > 1  # it is several tokens

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.texts.next_words import NextWords
+from vlpipe.models.systems.regions.unimo import Unimo
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.stages.loading.corruptors.hard.mask_spans import MaskSpans
 from vlpipe.stages.loading.corruptors.image_text.fragments import Fragments
@@ -153,3 +157,28 @@ def test_fragments_stay_within_the_models_positions(tokenizer: Tokenizer) -> Non
         assert set(found["text"]["target/rest"].tolist()) == {IGNORE}
     with pytest.raises(ValueError, match="longest must be at least shortest, got 3 and 4"):
         Fragments(longest=3)
+
+
+def test_unimo_learns_fragments_from_the_rest(tokenizer: Tokenizer) -> None:
+    """The rest sees no fragment, a fragment sees the rest and what is before it; the loss is that of its next tokens."""
+    maker, samples = texts(tokenizer, 3, 2)
+    corruptor = Fragments(shortest=2, longest=2, share=0.3)
+    found = corruptor(samples, seeded(4), {"text": maker})
+    stream = maker.collate([one["text"] for one in found])
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"feat_dim": 4, "num_objects": 3, "width": 12, "layers": 2, "heads": 3}
+    model = Unimo(vocab_size=tokenizer.vocab_size, max_text_length=200, contrast=False, **sizes).eval()
+    out = Outputs(model, Batch({"text": stream}, same=torch.arange(3)))
+    hidden, objective = out.word_hidden, NextWords()
+    term: Any = objective(out)["seq2seq"]
+    rest = stream.target["rest"]
+    logits = model.predict_words(hidden)[rest != IGNORE]
+    wanted = torch.nn.functional.cross_entropy(logits, rest[rest != IGNORE])
+    torch.testing.assert_close(term.total / term.count, wanted)
+    assert int(term.count) == 3 * (6 + 3)  # 0.3 of 20 words in fragments of two, and their ends
+    prefix = int(stream.target["prefix"][0])
+    data = stream.data.clone()
+    data[0, prefix + 5] = tokenizer.mask  # in the second fragment
+    other = Outputs(model, Batch({"text": replace(stream, data=data)}, same=torch.arange(3))).word_hidden
+    torch.testing.assert_close(other[0, : prefix + 5], hidden[0, : prefix + 5])
+    assert not torch.allclose(other[0, prefix + 5 :], hidden[0, prefix + 5 :])

@@ -30,7 +30,7 @@ class MaskSegments(MaskText):
         if not len(names):
             return np.zeros(len(words), np.bool_)
         anchors = np.flatnonzero(rng.random(len(names)) < self.rate)
-        if not len(anchors):
+        if not len(anchors) and self.at_least_one:
             anchors = rng.choice(len(names), 1)
         lengths = 1 + rng.integers(self.following + 1, size=len(anchors))
         picked = np.zeros(len(names), np.bool_)

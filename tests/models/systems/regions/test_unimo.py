@@ -257,3 +257,16 @@ def test_a_model_without_contrast_reads_no_variants() -> None:
         model.predict_regions(torch.zeros(1, 24), "attr")
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         ContrastVariants(temperature=0)
+
+
+def test_cosines_are_exact_under_autocast(model: Unimo) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = outputs(model, **streams(generate=False))
+        cosines = out.retrieved_cosines
+        own = out.image_feat
+        text = model.text_feat(out)
+    for feats in (own, text):
+        assert feats.dtype == torch.float32
+        torch.testing.assert_close(feats.norm(dim=-1), torch.ones(5), atol=1e-5, rtol=0)
+    assert cosines.dtype == torch.float32
+    assert int((cosines.to(torch.bfloat16).float() == cosines).sum()) < cosines.numel() / 4  # not rounded

@@ -52,6 +52,15 @@ def test_texts_are_bags_of_their_words() -> None:
     torch.testing.assert_close(Outputs(counted, batch).narration_feat[2, 0, 0], padded)
 
 
+def test_cosines_are_exact_under_autocast() -> None:
+    """bf16 has steps of 0.004 near 1, a twentieth of the margin."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = Outputs(make(), narrated(0))
+        for feats in (out.clip_feat, out.narration_feat):
+            assert feats.dtype == torch.float32
+            torch.testing.assert_close(feats.norm(dim=-1), torch.ones(feats.shape[:-1]), atol=1e-5, rtol=0)
+
+
 def test_word_vectors_are_frozen_unless_asked() -> None:
     assert not make().text.words.weight.requires_grad
     assert make(freeze_words=False).text.words.weight.requires_grad
