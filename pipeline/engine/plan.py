@@ -19,8 +19,9 @@ from vlpipe.pipeline.engine.records.manifest import (
     read_manifest,
     read_step_file,
 )
+from vlpipe.pipeline.engine.records.parsed_source import save_parsed
 from vlpipe.pipeline.engine.records.receipts import STEP_FOLDER, Receipt, read_receipts, read_unfinished
-from vlpipe.pipeline.engine.records.source_hash import Sources, save_parsed
+from vlpipe.pipeline.engine.records.source_hash import Sources
 from vlpipe.pipeline.engine.worker.gather import SAMPLE_ROWS, ListRows, part_sources
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File, ListFile
@@ -297,6 +298,10 @@ def resolve_stage(one: PlannedStep, store: Store) -> Any:
     return replace_files(one.keyed.step.stage, lambda name, _: files[name])
 
 
+def _versions(identity: Sequence[str | int]) -> str:
+    return ", ".join(str(part) for part in identity[1:-1])
+
+
 def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
     """Returns the first difference from the step's last run, such as `parameter top_p changed 0.9 -> 0.8`.
 
@@ -308,6 +313,8 @@ def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
         return ""
     step = one.keyed.step
     if before["identity"][:-1] != list(one.keyed.identity[:-1]):
+        if before["use"] == step.use:
+            return f"VERSION of a class that its parameters name changed: {_versions(one.keyed.identity) or 'to 1'}"
         return f"use changed {before['use']} -> {step.use}"
     if before["identity"] != list(one.keyed.identity):
         return f"VERSION of {step.use} changed {before['identity'][-1]} -> {one.keyed.identity[-1]}"

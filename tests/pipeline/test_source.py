@@ -147,6 +147,23 @@ def test_a_class_that_a_parameter_names_counts(package: Path) -> None:
     assert source_hash(stage()) == plain
 
 
+def test_a_raised_version_of_a_class_that_a_parameter_names_makes_the_rows_again(
+    package: Path, tmp_path: Path
+) -> None:
+    (package / "stage.py").write_text(STAGE.replace("import importlib\n", "import importlib, os\n"))
+    text = HALF.replace("from: numbers", 'from: numbers, model: "ownpkg.net:Net"')
+    before = run(tmp_path, text)["mine"]
+    assert before.keyed.identity == ("ownpkg.stage:Mine", 1)
+    edit(package / "net.py", "class Net:\n    VERSION = 1\n\n\nclass Other:\n    VERSION = 5\n")
+    assert planned(tmp_path, text)[0][-1].is_done
+    edit(package / "net.py", "class Net:\n    VERSION: ClassVar[int] = 2\n")
+    after = planned(tmp_path, text)[0][-1]
+    assert not after.is_done
+    assert after.reason == "VERSION of a class that its parameters name changed: ownpkg.net:Net 2"
+    edit(package / "net.py", "class Net: ...\n")
+    assert planned(tmp_path, text)[0][-1].keyed.step_key == before.keyed.step_key
+
+
 def test_installed_packages_and_the_engine_do_not_count(package: Path) -> None:
     files = [path for path, _, _ in source.running_source(stage()).marks]
     assert {Path(path).parent for path in files} == {package}

@@ -28,6 +28,9 @@ class MaxMargin(Objective):
     weight / (v k), which has no gradient.
     """
 
+    # 2: `as_released` weighs clips of rows with one clip as the released code does
+    VERSION = 2
+
     LOSSES = ("max_margin",)
     NEEDS = (ScoresNarration,)
     SCOPE: Scope = "batch"

@@ -25,6 +25,9 @@ class Unimo(FillsRegions):
     `language.variants:Variants`, read by the contrast alone.
     """
 
+    # 2: cosines in float32, also under autocast
+    VERSION = 2
+
     STREAMS = {  # noqa: RUF012
         "text": "text:Text",
         "regions": "regions:Regions",

@@ -67,6 +67,9 @@ class ExpertLm(Model):
     capacity_factor: (training, evaluation). While it writes, the new words of all texts share the experts' places.
     """
 
+    # 2: the whole gradient of noisy top-k
+    VERSION = 2
+
     STREAMS = {"text": "text:Text"}  # noqa: RUF012
     CHAIN = ("layers",)
 

@@ -26,6 +26,9 @@ class GatedEmbeddings(Model):
     word2vec's of Google News.
     """
 
+    # 2: cosines in float32, also under autocast
+    VERSION = 2
+
     STREAMS = {"video": "windows:S3dWindows", "text": "narration:Narration"}  # noqa: RUF012
 
     def __init__(

@@ -215,7 +215,9 @@ def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests, so
 
     step = dataclasses.replace(step, stage=replace_files(step.stage, _absolute))
     stage = replace_files(step.stage, with_digest)
-    identity, inputs = stage.identity(step.use), [above[name].step_key for name in step.inputs]
+    *names, version = stage.identity(step.use)
+    identity = (*names, *sources.versions(step.stage), version)
+    inputs = [above[name].step_key for name in step.inputs]
     step_key, stage_key = keys_of(stage, identity, inputs, step.torch_threads, step.shard_rows, step.inputs)
     files = files_of(stage)
     return StepKeys(

@@ -8,48 +8,28 @@ hash, so a file may be moved. Data files next to a module whose code names them 
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import site
 import sys
 import sysconfig
-import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlpipe.pipeline.errors import VlpipeWarning
+from vlpipe.pipeline.engine.records.class_versions import Mark, class_versions
+from vlpipe.pipeline.engine.records.parsed_source import Parsed, load_parsed, parse
 from vlpipe.pipeline.stage import Stage
-from vlpipe.pipeline.storage.digest_cache import private_folder, write_private
 from vlpipe.pipeline.storage.store import sha256_file
 from vlpipe.pipeline.workflow.params import canonical
 
 ENGINE = "vlpipe"
 ROOMS = ("vlpipe.stages", "vlpipe.models")
 CLASS_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a class named in a parameter: `blip:Blip`
-FILE_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]{1,80}")
-MAX_PARSED = 5_000  # max files in the user's cache; about 500 bytes each
-Mark = tuple[str, int, int]  # path, size, mtime_ns
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """One parsed file. digest: of its code without `from ... import` statements; "" if it has no code at all.
-
-    froms: sorted (module, name, local name) of each `from` import; imports: every absolute module name it may import;
-    strings: constants that may be file names.
-    """
-
-    digest: str
-    froms: tuple[tuple[str, str, str], ...]
-    imports: tuple[str, ...]
-    strings: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +56,17 @@ class Sources:
         entry = _entry(stage)
         if entry not in self._hashes:
             own = entry[0].partition(".")[0]
-            self._hashes[entry] = _source(*entry, self._finders.setdefault(own, _Finder(own))).hash
+            self._hashes[entry] = _source(*entry, self._finder(own)).hash
         return self._hashes[entry]
+
+    def versions(self, stage: Stage) -> tuple[str, ...]:
+        """Returns `USE VERSION` of each class that the parameters name and whose VERSION is above 1."""
+        finder = self._finder(type(stage.runs()).__module__.partition(".")[0])
+        named = {text for text in _texts(canonical(stage)) if CLASS_PATH.fullmatch(text)}
+        return class_versions(named, finder.files)
+
+    def _finder(self, own: str) -> _Finder:
+        return self._finders.setdefault(own, _Finder(own))
 
 
 _running: dict[tuple[str, tuple[str, ...]], Source] = {}
@@ -117,7 +106,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _source(module: str, named: tuple[str, ...], finder: _Finder | None = None) -> Source:
-    _cache.load()
+    load_parsed()
     finder = finder or _Finder(own=module.partition(".")[0])
     todo = [module, *(full for name in named for full in finder.meant_by(name))]
     seen, found = set[str](), dict[str, Parsed]()
@@ -176,135 +165,6 @@ def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
             )
 
 
-def _parse(module: str, is_package: bool, mark: Mark) -> Parsed:
-    """Returns the parsed file, from the user's cache if the file is unchanged. module: the name it is imported by."""
-    key = f"{module} {mark[1]} {mark[2]} {mark[0]}"
-    if key not in _cache.parsed:
-        _cache.parsed[key] = _parse_anew(module, is_package, mark[0])
-        _cache.is_new = True
-    return _cache.parsed[key]
-
-
-def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
-    data = Path(path).read_bytes()
-    tree = _tree(data) if path.endswith(".py") else None
-    if tree is None:
-        return Parsed(hashlib.sha256(data).hexdigest(), (), (), frozenset())
-    package = module if is_package else module.rpartition(".")[0]
-    froms: set[tuple[str, str, str]] = set()
-    imports: set[str] = set()
-    strings: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(package, node.module or "", node.level)
-            imports.update([base, *(f"{base}.{alias.name}" for alias in node.names)] if base else ())
-            froms.update((base, alias.name, alias.asname or alias.name) for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and _calls_import(node.func):
-            first = node.args[0]
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                level = len(first.value) - len(first.value.lstrip("."))
-                imports.add(_absolute(package, first.value.lstrip("."), level))
-        elif isinstance(node, ast.Constant):
-            if isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
-                strings.add(node.value)
-        elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            node.body = _without_docstring(node.body)
-    for node in ast.walk(tree):
-        for name, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                setattr(node, name, [one for one in value if not isinstance(one, ast.ImportFrom)])
-    dumped = ast.dump(tree, annotate_fields=False).encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(dumped).hexdigest() if tree.body or froms else ""
-    return Parsed(digest, tuple(sorted(froms)), tuple(sorted(imports)), frozenset(strings))
-
-
-def _tree(data: bytes) -> ast.Module | None:
-    try:
-        return ast.parse(data)
-    except (
-        SyntaxError,
-        ValueError,
-        RecursionError,
-    ):  # such a file cannot be imported either
-        return None
-
-
-def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
-    first = body[0] if body else None
-    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return body[1:] if is_docstring and isinstance(first.value.value, str) else body  # type: ignore[union-attr]
-
-
-@dataclass
-class _Cache:
-    """Cache of parsed files in the user's cache folder, by module name, size, mtime and path.
-
-    Without it, each process spends two seconds on parsing vlpipe's own stages.
-    """
-
-    parsed: dict[str, Parsed] = field(default_factory=dict)
-    is_new: bool = False
-    is_loaded: bool = False
-
-    def path(self) -> Path:
-        return private_folder() / f"sources3-{sys.version_info[0]}.{sys.version_info[1]}.json"
-
-    def load(self) -> None:
-        if self.is_loaded:
-            return
-        self.is_loaded = True
-        try:
-            found = json.loads(self.path().read_bytes())
-            self.parsed = {
-                k: Parsed(str(d), tuple((str(b), str(n), str(h)) for b, n, h in f), tuple(i), frozenset(s))
-                for k, (d, f, i, s) in found.items()
-            }
-        except (OSError, RuntimeError):  # no cache file, or no home folder: parse again
-            return
-        except (ValueError, TypeError, AttributeError) as error:
-            warnings.warn(
-                f"the cache {self.path()} is damaged and is rebuilt: {error}", VlpipeWarning, stacklevel=2
-            )
-
-    def save(self) -> None:
-        """Stores the parsed files for the next process."""
-        if not self.is_new:
-            return
-        self.is_new = False
-        plain = {
-            k: [p.digest, p.froms, p.imports, sorted(p.strings)]
-            for k, p in list(self.parsed.items())[-MAX_PARSED:]
-        }
-        try:
-            write_private(self.path(), json.dumps(plain).encode())
-        except (OSError, RuntimeError) as error:
-            warnings.warn(
-                f"cannot write the cache of hashed source files, so the next start hashes them again: {error}",
-                VlpipeWarning,
-                stacklevel=2,
-            )
-
-
-_cache = _Cache()
-save_parsed = _cache.save
-
-
-def _absolute(package: str, module: str, level: int) -> str:
-    """Returns the full module name that `from ..module` refers to in `package`."""
-    if level:
-        parts = package.split(".")
-        package = ".".join(parts[: len(parts) - level + 1])
-        return f"{package}.{module}".strip(".")
-    return module
-
-
-def _calls_import(func: ast.expr) -> bool:
-    name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
-    return name in ("import_module", "__import__", "find_spec")
-
-
 class _Finder:
     """Maps module names to files without importing, and reads each file once. own: the stage's top-level package, included
     even if installed."""
@@ -325,7 +185,7 @@ class _Finder:
         """Returns a module's parsed file; the marks of it and of its data files; the names and digests of those."""
         if module not in self._read:
             mark = _mark(path)
-            parsed = _parse(module, path.endswith("__init__.py"), mark)
+            parsed = parse(module, path.endswith("__init__.py"), mark)
             data = [*_data_files(path, parsed.strings)]
             digests = tuple(f"{file.name} {sha256_file(file)}" for file in data)
             self._read[module] = parsed, (mark, *(_mark(str(file)) for file in data)), digests
@@ -347,6 +207,10 @@ class _Finder:
         groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
         inner = [f"{group}.{sub}" for group in groups for sub in self._groups(group)]
         return [full for base in (*ROOMS, *groups, *inner) if self.path(full := f"{base}.{name}")] or [name]
+
+    def files(self, name: str) -> list[Mark]:
+        """Returns the files of the modules that a class path may refer to."""
+        return [_mark(path) for full in self.meant_by(name) if (path := self.path(full))]
 
     def _groups(self, room: str) -> list[str]:
         top, *parts = room.split(".")
