@@ -4,14 +4,13 @@ its batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vlpipe.models.generation.generate import NEVER, check, forbidden, sample
-from vlpipe.models.generation.steps import start
+from vlpipe.models.generation.steps import Prompt, start
 from vlpipe.models.interface.capabilities import Generates
 
 
@@ -44,7 +43,7 @@ def search(
     num_beams: int,
     min_length: int = 0,
     max_length: int = 20,
-    prompt_ids: Sequence[int] = (),
+    prompt_ids: Prompt = (),
 ) -> list[list[int]]:
     """As `beam`, with greedy decoding for one beam, which is faster."""
     if num_beams == 1:
@@ -66,7 +65,7 @@ def beam(
     num_beams: int = 3,
     min_length: int = 0,
     max_length: int = 20,
-    prompt_ids: Sequence[int] = (),
+    prompt_ids: Prompt = (),
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
     """Returns the best text per image by log probability / length^length_penalty, the end token counted.

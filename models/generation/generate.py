@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlpipe.models.generation.nucleus import from_shortlist, nucleus
-from vlpipe.models.generation.steps import Decoding, Steps
+from vlpipe.models.generation.steps import Decoding, Prompt, Steps, given_ids, prompt_length
 from vlpipe.models.interface.capabilities import Generates
 
 NEVER = float("-inf")
@@ -28,7 +28,7 @@ def sample(
     top_k: int | None = None,
     min_length: int = 0,
     max_length: int = 20,
-    prompt_ids: Sequence[int] = (),
+    prompt_ids: Prompt = (),
     repetition_penalty: float = 1.0,
     steps: Steps | None = None,
 ) -> list[list[int]]:
@@ -36,7 +36,8 @@ def sample(
 
     Nucleus sampling (Holtzman et al. 2020), one generator per image; without `top_p` the most probable token. top_k: sample
     from the k most probable tokens only, before the nucleus (transformers' default is 50). images: the model's image
-    encodings (B, ...). steps: how the model's steps are run; None: as suits the device of `images`.
+    encodings (B, ...). prompt_ids: of all texts, or a tensor (B, P) with one prompt per image. steps: how the model's steps
+    are run; None: as suits the device of `images`.
     """
     check(model, min_length, max_length, prompt_ids)
     draws = _draws(generators, top_p, len(images), max_length).to(images.device)
@@ -62,7 +63,7 @@ def _sample(
     top_k: int | None,
     min_length: int,
     max_length: int,
-    prompt_ids: Sequence[int],
+    prompt_ids: Prompt,
     penalty: float,
 ) -> Tensor | None:
     """Returns the new ids (B, max_length), each text followed by the end token; None if the shortlist was too short."""
@@ -70,7 +71,7 @@ def _sample(
     logits = steps.start(images, prompt_ids, max_length)
     may_end, may_not = forbidden(model, logits.device)
     seen = torch.zeros_like(logits, dtype=torch.bool)
-    seen[:, [model.text_rules.first, *prompt_ids]] = True
+    seen.scatter_(1, given_ids(model, prompt_ids, len(images), logits.device), True)
     done = torch.zeros(len(images), dtype=torch.bool, device=logits.device)
     sure = torch.ones_like(done)
     new = torch.full((len(images), max_length), end, device=logits.device)
@@ -106,18 +107,18 @@ def forbidden(model: Generates, device: torch.device) -> tuple[Tensor, Tensor]:
     return never[:-1], never
 
 
-def check(model: Generates, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:
+def check(model: Generates, min_length: int, max_length: int, prompt_ids: Prompt) -> None:
     """ValueError for lengths that cannot be."""
     if not 0 <= min_length <= max_length or max_length < 1:
         raise ValueError(
             f"generate: min_length must be from 0 to max_length, and max_length at least 1; got min_length "
             f"{min_length}, max_length {max_length}"
         )
-    room = model.text_rules.max_positions - 1 - len(prompt_ids)
+    room = model.text_rules.max_positions - 1 - prompt_length(prompt_ids)
     if max_length > room:
         raise ValueError(
             f"generate: max_length must be at most {room} (max_text_length {model.text_rules.max_positions} minus "
-            f"[DEC] and {len(prompt_ids)} prompt tokens), got {max_length}"
+            f"[DEC] and {prompt_length(prompt_ids)} prompt tokens), got {max_length}"
         )
 
 

@@ -41,6 +41,21 @@ class Decoding:
         return cls(static_cache=True, check_every=8, shortlist=4096, backend=backend)
 
 
+Prompt = Sequence[int] | Tensor  # ids of all texts, or (B, P), of each text its own
+
+
+def prompt_length(prompt: Prompt) -> int:
+    """Returns the number of tokens of each prompt."""
+    return prompt.shape[1] if isinstance(prompt, Tensor) else len(prompt)
+
+
+def given_ids(model: Generates, prompt: Prompt, num: int, device: torch.device) -> Tensor:
+    """Returns the tokens before the first new one, (num, 1 + P): the start token and the prompt."""
+    first = torch.full((num, 1), model.text_rules.first, device=device)
+    own = prompt if isinstance(prompt, Tensor) else torch.tensor([*prompt], dtype=torch.long)[None]
+    return torch.cat([first, own.to(device).expand(num, -1)], 1)
+
+
 class Steps:
     """Decodes a batch of texts: `start`, then `next` for each token. Kept between batches, it is compiled once.
 
@@ -65,7 +80,7 @@ class Steps:
         same.decoding = replace(self.decoding, shortlist=0)
         return same
 
-    def start(self, images: Tensor, prompt_ids: Sequence[int], max_length: int) -> Tensor:
+    def start(self, images: Tensor, prompt_ids: Prompt, max_length: int) -> Tensor:
         """Reads the start token and the prompt. Returns the logits (B, V) of the first new token, in float32."""
         cache, logits = start(self.model, images, prompt_ids, max_length)
         if self.decoding.static_cache:
@@ -88,10 +103,10 @@ class Steps:
 
 
 def start(
-    model: Generates, images: Tensor, prompt_ids: Sequence[int], max_length: int, repeats: int = 1
+    model: Generates, images: Tensor, prompt_ids: Prompt, max_length: int, repeats: int = 1
 ) -> tuple[TextCache, Tensor]:
     """Reads the start token and the prompt: the cache, and the logits (B x repeats, V) of the first new token."""
-    ids = torch.tensor([[model.text_rules.first, *prompt_ids]], device=images.device)
+    ids = given_ids(model, prompt_ids, len(images), images.device)
     cache: TextCache = model.start_text(images, ids.shape[1] + max_length, repeats)
-    hidden = model.step_text(ids.expand(len(images) * repeats, -1), cache)
+    hidden = model.step_text(ids.repeat_interleave(repeats, 0) if repeats > 1 else ids, cache)
     return cache, model.predict(hidden[:, -1]).float()

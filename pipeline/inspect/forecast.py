@@ -36,8 +36,7 @@ class Cost:
     """What one step of a full run is expected to take.
 
     seconds: of one worker, summed over shards. cpus, gpus: of each worker. bytes: on disk. tokens: name -> number. price: of
-    these tokens, by the stage's `price`; 0 without one. stage_key: of the full run's step, so that a plan knows whether the
-    forecast is of the same stage and parameters.
+    these tokens, by the stage's `price`; 0 without one.
     """
 
     step: str

@@ -54,6 +54,7 @@ class CaptionEndpoint(AsksServer, MapStage):
     NAME: ClassVar[str] = "caption.endpoint:CaptionEndpoint"
     ORDERED: ClassVar[frozenset[str]] = frozenset({"json_schema", "more", "prompts"})
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    SENDS_IMAGE: ClassVar[bool] = True
     LOADS_WEIGHTS: ClassVar[bool] = (
         True  # what is learned about the server, and connections, last from shard to shard
     )
@@ -103,7 +104,9 @@ class CaptionEndpoint(AsksServer, MapStage):
         return {name: t if self.num_texts == 1 else pa.list_(t) for name, t in fields.items()}
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "caption.endpoint", id=pa.string(), texts=TEXTS, image=pa.binary())
+        need(inp, "caption.endpoint", id=pa.string(), texts=TEXTS)
+        if self.SENDS_IMAGE:
+            need(inp, "caption.endpoint", image=pa.binary())
         for template in self.templates.values():
             need_fields(inp, template.fields)
         for name, dtype in self.columns().items():
@@ -169,7 +172,7 @@ class CaptionEndpoint(AsksServer, MapStage):
         if self.json_schema:
             sampling["response_format"] = response_format(self.json_schema)
         image = {name: getattr(self.sent, name) for name in ("max_side", "format", "quality")}
-        return Builder(sampling, self.system, image, self.revision)
+        return Builder(sampling, self.system, image if self.SENDS_IMAGE else None, self.revision)
 
     def _plan(self) -> Plan:
         name = self.full_model
@@ -186,6 +189,7 @@ class CaptionEndpoint(AsksServer, MapStage):
             columns=self.columns(),
             caption_field=self.caption_field,
             rejects_unanswered=self.unanswered == "reject",
+            with_image=self.SENDS_IMAGE,
         )
 
     @contextmanager

@@ -40,6 +40,7 @@ class Plan:
     columns: Mapping[str, pa.DataType]
     caption_field: str
     rejects_unanswered: bool
+    with_image: bool
 
 
 class Captions(Asking):
@@ -55,7 +56,7 @@ class Captions(Asking):
         fields = tuple(dict.fromkeys(name for one in self._plan.templates for name in one.fields))
         filled = values_of(batch, fields)
         made = []
-        for number, (row, digest) in enumerate(asked_rows(batch)):
+        for number, (row, digest) in enumerate(asked_rows(batch, with_image=plan.with_image)):
             for template in plan.templates:
                 prompt = template.filled(filled[number])
                 for draw in range(plan.num_captions):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
 
 EMPTY = "empty"
+Wanted = tuple[int, "torch.Tensor", int]  # number of the row, encoding of its image, seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class Caption(RunsModel, MapStage):
     penalty, as in BLIP's paper. BLIP's code has top_k 50 and repetition_penalty 1.1.
     num_beams: of a beam search in place of sampling (1: greedy), with one caption per image; 3 in BLIP's Table 2.
     seed: the random draws of caption j of row r depend only on (seed, id of r, j), not on weights or batch.
+    row_prompts: each caption goes on from the row's column `prompt` (`caption.prompt_column`), such as its alt-text; of a
+    longer prompt, the last max_prompt tokens. Batches have prompts of one length, so a caption does not depend on its batch.
     compile: decoding steps go through torch.compile at the first batch, on a GPU as CUDA graphs; a caption may differ
     in a token where two were about equally likely. An empty caption is stored with kept=False, why='empty'. Rows with
     an undecodable image are rejected (fault).
@@ -57,13 +60,17 @@ class Caption(RunsModel, MapStage):
 
     NAME: ClassVar[str] = "caption.generate:Caption"
     VERSION: ClassVar[int] = 2  # 2: never generates [UNK] or [MASK]
-    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"top_k", "compile", "num_beams"}
+    ADDED: ClassVar[frozenset[str]] = (
+        RunsModel.ADDED | {"top_k", "compile", "num_beams"} | {"row_prompts", "max_prompt"}
+    )
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
 
     model: Weights
     prompt: str = ""
+    row_prompts: bool = False
+    max_prompt: int = 32
     top_p: float = 0.9
     top_k: int | None = None
     num_beams: int | None = None
@@ -77,6 +84,8 @@ class Caption(RunsModel, MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "caption.generate", id=pa.string(), texts=TEXTS, image=pa.binary())
+        if self.row_prompts:
+            need(inp, "caption.generate", prompt=pa.string())
         return inp
 
     def preflight(self) -> list[str]:
@@ -92,6 +101,14 @@ class Caption(RunsModel, MapStage):
             problems.append(f"top_k must be at least 1, got {self.top_k}")
         if self.num_beams is not None and self.num_beams < 1:
             problems.append(f"num_beams must be at least 1 (greedy), got {self.num_beams}")
+        if self.row_prompts and self.prompt:
+            problems.append("row_prompts: the prompt is in the rows; remove `prompt`")
+        if self.row_prompts and self.compile:
+            problems.append(
+                "row_prompts: prompts differ in length, which `compile` does not allow; set compile: false"
+            )
+        if self.max_prompt < 1:
+            problems.append(f"max_prompt must be at least 1, got {self.max_prompt}")
         of_sampling = {
             "top_p": self.top_p != 0.9,
             "top_k": self.top_k is not None,
@@ -125,7 +142,8 @@ class Caption(RunsModel, MapStage):
         from vlpipe.stages.common.model import load
 
         model = load(self.model, needs=[Generates], precision=self.precision)
-        check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
+        longest = [0] * self.max_prompt if self.row_prompts else model.tokenizer.ids(self.prompt)
+        check(model.model, self.min_length, self.max_length, longest)
         steps = Steps(model.model, Decoding.on(model.device, self.compile))
 
         caption = partial(self._caption, model, steps)
@@ -152,8 +170,15 @@ class Caption(RunsModel, MapStage):
         texts = [list(ts or ()) for ts in table["texts"].to_pylist()]
         pixels = read_images(table, model.image_size, rejects, ahead)
         images = encode_images(pixels, model.encode_images, self.batch_size, ahead)
-        self._append(model, steps, images, ids, texts)
+        prompts = self._prompts(model, table)
+        self._append(model, steps, images, ids, texts, prompts)
         return Out(without(with_texts(table, texts), rejects), rejects)
+
+    def _prompts(self, model: Loaded, table: pa.Table) -> list[list[int]] | None:
+        """Returns the prompt of each row as ids; None if all have the same."""
+        if not self.row_prompts:
+            return None
+        return [model.tokenizer.ids(one or "")[-self.max_prompt :] for one in table["prompt"].to_pylist()]
 
     def _append(
         self,
@@ -162,21 +187,29 @@ class Caption(RunsModel, MapStage):
         images: Iterable[tuple[int, torch.Tensor]],
         ids: Sequence[str],
         texts: Sequence[list[dict[str, Any]]],
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """Appends captions to `texts` of the rows. images: (row, its encoding) each; ids: of all rows."""
+        """Appends captions to `texts` of the rows. images: (row, its encoding) each; ids, prompts: of all rows."""
         wanted = (
             (row, tokens, seed_of(self.seed, ids[row], j))
             for row, tokens in images
             for j in range(self.num_captions)
         )
-        for batch, num_real in fixed_batches(wanted, self.batch_size):
+        lengths = None if prompts is None else [len(one) for one in prompts]
+        for batch, num_real in _batches(wanted, self.batch_size, lengths):
             seeds = [seed for _, _, seed in batch]
-            found = self._sample(model, steps, [tokens for _, tokens, _ in batch], seeds)
+            own = None if prompts is None else [prompts[row] for row, _, _ in batch]
+            found = self._sample(model, steps, [tokens for _, tokens, _ in batch], seeds, own)
             for (row, _, _), caption in zip(batch[:num_real], found, strict=False):
                 texts[row].append(self._entry(caption))
 
     def _sample(
-        self, model: Loaded, steps: Steps, tokens: Sequence[torch.Tensor], seeds: Sequence[int]
+        self,
+        model: Loaded,
+        steps: Steps,
+        tokens: Sequence[torch.Tensor],
+        seeds: Sequence[int],
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[str]:
         import torch
 
@@ -184,7 +217,9 @@ class Caption(RunsModel, MapStage):
         from vlpipe.models.generation.generate import sample
 
         images = torch.stack(list(tokens))  # (B, N, D)
-        prompt, low, high = model.tokenizer.ids(self.prompt), self.min_length, self.max_length
+        low, high = self.min_length, self.max_length
+        same = prompts is None
+        prompt = model.tokenizer.ids(self.prompt) if same else torch.tensor(prompts, dtype=torch.long)
         with torch.inference_mode():
             if self.num_beams is not None:
                 found = search(
@@ -213,3 +248,23 @@ class Caption(RunsModel, MapStage):
     def _entry(self, caption: str) -> dict[str, Any]:
         fate = {} if caption else {"kept": False, "why": EMPTY}
         return text(caption, "synth", model=self.model.digest, **fate)
+
+
+def _batches(
+    wanted: Iterable[Wanted], size: int, lengths: Sequence[int] | None
+) -> Iterator[tuple[list[Wanted], int]]:
+    """Yields batches as `fixed_batches`; with `lengths`, of the rows' prompts, each has rows of one length.
+
+    At most `size` rows of each length wait for others.
+    """
+    if lengths is None:
+        yield from fixed_batches(wanted, size)
+        return
+    waiting: dict[int, list[Wanted]] = {}
+    for one in wanted:
+        group = waiting.setdefault(lengths[one[0]], [])
+        group.append(one)
+        if len(group) == size:
+            yield from fixed_batches(waiting.pop(lengths[one[0]]), size)
+    for group in waiting.values():
+        yield from fixed_batches(group, size)

@@ -47,7 +47,10 @@ class CaptionAndFilter(Caption):
         return with_field(super().schema(inp), scored("texts", TEXTS, ITM))
 
     def preflight(self) -> list[str]:
-        return super().preflight() + threshold_problems(self.threshold)
+        problems = super().preflight() + threshold_problems(self.threshold)
+        if self.row_prompts:
+            problems.append("row_prompts: use caption.generate and filter.itm, one after the other")
+        return problems
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import Generates, Matches

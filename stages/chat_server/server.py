@@ -307,6 +307,8 @@ class _Connection(asyncio.Protocol):
 def _read(asked: Mapping[str, Any]) -> tuple[str, str]:
     """Returns (sha256 of the image, prompt) of a request's body. Raises ValueError for an image that is no data URI."""
     parts = asked["messages"][-1]["content"]
+    if isinstance(parts, str):
+        return "", parts
     uri = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
     prompt = " ".join(part["text"] for part in parts if part["type"] == "text")
     head, _, data = uri.partition(",")

@@ -171,7 +171,9 @@ class Asker:
                 return problem
 
     async def _uri(self, row: Row) -> bytes:
-        """Returns the row's image as it is sent; made once for all questions about it. Raises RowFault."""
+        """Returns the row's image as it is sent; made once for all questions about it; empty if none is. Raises RowFault."""
+        if row.image is None:
+            return b""
         if row.uri is None:
             row.uri = self._loop.create_future()
             try:

@@ -113,14 +113,19 @@ class Asking:
         return self._loop.submit(self._asker.all(self.requests(batch)))
 
 
-def asked_rows(batch: pa.Table) -> Iterator[tuple[Row, str]]:
-    """Yields each row of a batch as a row about which there are questions, with the digest of its stored image."""
-    images = batch["image"]
+def asked_rows(batch: pa.Table, *, with_image: bool = True) -> Iterator[tuple[Row, str]]:
+    """Yields each row of a batch as a row about which there are questions, with the digest of its stored image.
+
+    with_image: if not, no image is read or sent, and the digest is "".
+    """
     urls, digests = (_strings(batch, name) for name in ("url", "sha256"))
     for number, id_ in enumerate(batch["id"].to_pylist()):
-        image = images[number]
-        digest = hashlib.sha256(image.as_buffer() or b"").hexdigest()
-        yield Row(id_, _bytes_of(image), urls[number], digests[number] or digest), digest
+        if with_image:
+            image = batch["image"][number]
+            digest = hashlib.sha256(image.as_buffer() or b"").hexdigest()
+            yield Row(id_, _bytes_of(image), urls[number], digests[number] or digest), digest
+        else:
+            yield Row(id_, None, urls[number], digests[number]), ""
 
 
 def fault_in(results: Sequence[Result], *, rejects_unanswered: bool) -> RowFault | None:

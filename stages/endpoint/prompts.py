@@ -104,7 +104,7 @@ def as_field(value: object) -> str:
 
 
 class Row:
-    """A row about which there are questions. image: returns the bytes of its image's file.
+    """A row about which there are questions. image: returns the bytes of its image's file; None if no image is sent.
 
     began_at: when the first of its questions was sent, in seconds of the loop; None: none was, or the server did not let it
     in. `uri`, the image as it is sent, is held while questions of the row are under way.
@@ -112,7 +112,9 @@ class Row:
 
     __slots__ = ("began_at", "id", "image", "num_using", "sha256", "uri", "url")
 
-    def __init__(self, id_: str, image: Callable[[], bytes], url: str | None, sha256: str | None) -> None:
+    def __init__(
+        self, id_: str, image: Callable[[], bytes] | None, url: str | None, sha256: str | None
+    ) -> None:
         self.id, self.image, self.url, self.sha256 = id_, image, url, sha256
         self.began_at: float | None = None
         self.uri: asyncio.Future[bytes] | None = None
@@ -139,16 +141,17 @@ class Request:
 
 class Builder:
     """Builds requests. sampling: fields of the body that do not depend on the row, `model` included; image: settings of the
-    resize; revision: of the model, which is in the hash and not in the body."""
+    resize, None if no image is sent; revision: of the model, which is in the hash and not in the body."""
 
     def __init__(
-        self, sampling: Mapping[str, Any], system: str, image: Mapping[str, Any], revision: str
+        self, sampling: Mapping[str, Any], system: str, image: Mapping[str, Any] | None, revision: str
     ) -> None:
         asked = [sampling, system, image, revision]
         self._static = json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()
         first = f'{{"role":"system","content":{json.dumps(system)}}},' if system else ""
-        start = '{"role":"user","content":[{"type":"image_url","image_url":{"url":"'
-        self._head = f'{{"messages":[{first}{start}'.encode()
+        picture = '[{"type":"image_url","image_url":{"url":"' if image is not None else ""
+        self._between = ('"}},{"type":"text","text":', "}]") if image is not None else ("", "")
+        self._head = f'{{"messages":[{first}{{"role":"user","content":{picture}'.encode()
         rest = json.dumps({**sampling}, separators=(",", ":"))[1:]
         self._rest = rest.encode()
 
@@ -163,5 +166,5 @@ class Builder:
         """Returns the body before and after the data URI."""
         text = json.dumps(prompt)
         seeded = f'"seed":{seed},' if seed is not None else ""
-        middle = f'"}}}},{{"type":"text","text":{text}}}]}}],{seeded}'
-        return self._head, middle.encode() + self._rest
+        before, after = self._between
+        return self._head, f"{before}{text}{after}}}],{seeded}".encode() + self._rest

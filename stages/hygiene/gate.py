@@ -30,22 +30,24 @@ from vlpipe.stages.common.rule import Rule, check_encoder, place
 from vlpipe.stages.common.texts import FlatTexts, to_mask
 
 FIGURES, PASSED = "gate.json", "passed.json"
-NOT_IN_SAMPLE = "not_in_sample"
+NOT_IN_SAMPLE, IN_SAMPLE = "not_in_sample", "in_sample"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSample(MapStage):
     """Keeps a `fraction` of the rows, chosen by a hash of seed and id; others are rejected (filtered, `not_in_sample`).
 
-    The rows that are kept stay the same while a list grows. A gate compares only equal samples: take one from a list that
-    does not change.
+    rest: keeps the others instead, and rejects those of the sample (`in_sample`). The rows that are kept stay the same while
+    a list grows. A gate compares only equal samples: take one from a list that does not change.
     """
 
     NAME: ClassVar[str] = "hygiene.gate:FixedSample"
     FILTERS: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = frozenset({"rest"})
 
     fraction: Annotated[float, Field(gt=0, le=1)]
     seed: int = 0
+    rest: bool = False
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "hygiene.gate", id=pa.string())
@@ -55,11 +57,10 @@ class FixedSample(MapStage):
     def open(self) -> Iterator[Work]:
         def work(rows: pa.Table) -> Out:
             ids = rows["id"].to_pylist()
-            is_in = (draws(self.seed, ids) >> np.uint64(11)) / 2**53 < self.fraction
+            is_in = ((draws(self.seed, ids) >> np.uint64(11)) / 2**53 < self.fraction) != self.rest
+            why = IN_SAMPLE if self.rest else NOT_IN_SAMPLE
             rejects = [
-                Reject(id_, "filtered", NOT_IN_SAMPLE)
-                for id_, one in zip(ids, is_in.tolist(), strict=True)
-                if not one
+                Reject(id_, "filtered", why) for id_, one in zip(ids, is_in.tolist(), strict=True) if not one
             ]
             return Out(rows.filter(pa.array(is_in)), rejects)
 

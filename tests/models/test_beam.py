@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.generation.beam import beam
+from vlpipe.models.generation.beam import beam, search
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.systems.image_text.blip.model import Blip
 
@@ -57,3 +57,32 @@ def test_each_image_has_its_own_beams(make_blip: Make) -> None:
     alone = [beam(blip, t[None], num_beams=3, min_length=1, max_length=9)[0] for t in tokens]
     assert together == alone
     assert len({len(t) for t in together}) > 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_each_image_may_have_a_prompt_of_its_own(make_blip: Make, num_beams: int) -> None:
+    blip = make_blip()
+    blip.lm_head.bias.data[blip.config.sep] += 0.5
+    tokens = blip.encode_image(torch.randn(5, 3, 32, 32))
+    prompts = torch.tensor([[7, 8], [9, 7], [8, 8], [7, 8], [6, 9]])
+    together = search(blip, tokens, num_beams=num_beams, max_length=6, prompt_ids=prompts)
+    alone = [
+        search(blip, image[None], num_beams=num_beams, max_length=6, prompt_ids=prompt.tolist())[0]
+        for image, prompt in zip(tokens, prompts, strict=True)
+    ]
+    assert together == alone
+    assert together != search(blip, tokens, num_beams=num_beams, max_length=6)
+    with pytest.raises(ValueError, match="and 2 prompt tokens"):
+        search(blip, tokens, num_beams=num_beams, max_length=1000, prompt_ids=prompts)
+
+
+def test_a_penalty_counts_the_tokens_of_each_prompt(make_blip: Make) -> None:
+    blip = make_blip()
+    tokens = blip.encode_image(torch.randn(4, 3, 32, 32))
+    prompts = torch.tensor([[7], [8], [9], [7]])
+    options = {"max_length": 6, "repetition_penalty": 1.5}
+    together = sample(blip, tokens, prompt_ids=prompts, **options)
+    assert together == [
+        sample(blip, image[None], prompt_ids=prompt.tolist(), **options)[0]
+        for image, prompt in zip(tokens, prompts, strict=True)
+    ]

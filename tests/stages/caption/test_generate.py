@@ -12,10 +12,12 @@ from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.pipeline.errors import SchemaError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.generate import Caption
+from vlpipe.stages.caption.prompt_column import PromptColumn
+from vlpipe.stages.caption.with_filter import CaptionAndFilter
 from vlpipe.stages.common.batches import seed_of
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import text
@@ -172,3 +174,62 @@ def test_it_declares_what_it_reads_and_that_it_loads_weights() -> None:
     assert Caption.READS_HEAVY == ("image",)
     assert Caption.LOADS_WEIGHTS
     assert Caption.TORCH
+
+
+PROMPTS = ["a red dog =", "a", "", None, "the dog and the cat and the dog =", "a"]
+
+
+def with_prompts(table: pa.Table) -> pa.Table:
+    return table.append_column("prompt", pa.array(PROMPTS, pa.string()))
+
+
+@pytest.mark.parametrize("num_beams", [None, 1])
+def test_a_caption_goes_on_from_the_rows_own_prompt(
+    weights: Weights, image_rows: Rows, num_beams: int | None
+) -> None:
+    """Against the model called by hand, one row at a time."""
+    table = with_prompts(image_rows([[] for _ in PROMPTS]))
+    stage = Caption(
+        model=weights, batch_size=16, row_prompts=True, max_prompt=4, max_length=8, num_beams=num_beams
+    )
+    assert stage.preflight() == []
+    found = texts_by_id(stage, table)
+    model, tokenizer = Blip.load(weights.path).eval(), Tokenizer.load(weights.path)
+    for row, (data, prompt) in enumerate(zip(table["image"].to_pylist(), PROMPTS, strict=True)):
+        tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
+        ids = tokenizer.ids(prompt or "")[-4:]
+        draws = {}
+        if num_beams is None:
+            draws = {"generators": [torch.Generator().manual_seed(seed_of(0, f"row{row}", 0))], "top_p": 0.9}
+        (new,) = sample(model, tokens, min_length=1, max_length=8, prompt_ids=ids, **draws)
+        assert [one["text"] for one in found[f"row{row}"]] == [tokenizer.decode(new)]
+    assert len({len(tokenizer.ids(one or "")[-4:]) for one in PROMPTS}) >= 3
+    alone = texts_by_id(stage, table.slice(4, 1))
+    assert alone == {"row4": found["row4"]}
+
+
+def test_what_row_prompts_need(weights: Weights, image_rows: Rows) -> None:
+    stage = Caption(model=weights, row_prompts=True, prompt="a", compile=True, max_prompt=0)
+    assert [one.split(":")[0].split(",")[0] for one in stage.preflight()] == [
+        "row_prompts",
+        "row_prompts",
+        "max_prompt must be at least 1",
+    ]
+    with pytest.raises(SchemaError, match="reads column 'prompt', which its input does not have"):
+        Caption(model=weights, row_prompts=True).schema(image_rows([[]]).schema)
+    with pytest.raises(ValueError, match="and 20 prompt tokens"):
+        run_map(Caption(model=weights, row_prompts=True, max_prompt=20), with_prompts(image_rows([[]] * 6)))
+    both = CaptionAndFilter(model=weights, row_prompts=True).preflight()
+    assert both == ["row_prompts: use caption.generate and filter.itm, one after the other"]
+
+
+def test_prompts_are_a_column(image_rows: Rows) -> None:
+    table = image_rows([[text("a dog", "web"), text("b", "synth")], [text("x", "web", kept=False, why="y")]])
+    stage = PromptColumn(prompt="{alt_text} ({id}) = ")
+    assert run_map(stage, table).table["prompt"].to_pylist() == ["a dog (row0) = ", " (row1) = "]
+    assert PromptColumn(prompt="a").preflight() == ["prompt has no field such as {alt_text}"]
+    assert "is not a name" in PromptColumn(prompt="{0}").preflight()[0]
+    with pytest.raises(VlpipeError, match="which the rows lack"):
+        PromptColumn(prompt="{titel}").schema(table.schema)
+    with pytest.raises(SchemaError, match="have a column 'prompt' already"):
+        stage.schema(stage.schema(table.schema))

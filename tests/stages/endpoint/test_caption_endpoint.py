@@ -15,6 +15,7 @@ from PIL import Image
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.endpoint import CaptionEndpoint
+from vlpipe.stages.caption.fuse import FuseEndpoint
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.endpoint.asking import Price
 from vlpipe.stages.endpoint.columns import BadJson, fields_of, parsed
@@ -76,6 +77,30 @@ def test_fields_of_texts(serve: Serve) -> None:
     found = run_map(stage(serve(echo), prompt="[{alt_text}|{caption}|{texts}]"), table).table
     said = synth(found)[0][-1]["text"]
     assert said.startswith("[from the web|last|from the web first last]")
+
+
+def test_texts_are_fused_without_the_image(serve: Serve) -> None:
+    """No picture is sent, none is needed, and each row's own texts are blended."""
+    seen: list[str] = []
+
+    def fuse(sha256: str, prompt: str, seed: int) -> str:
+        seen.append(sha256)
+        return f"blended: {prompt}"
+
+    table = rows(3).drop_columns(["image"])
+    texts = [[text(f"Tom Mori at Kyoto {n}", "web"), text("a man", "synth")] for n in range(3)]
+    table = table.set_column(2, "texts", pa.array(texts, TEXTS))
+    server = serve(fuse)
+    asked = FuseEndpoint(base_url=server.url, model="llm", prompt="1: {alt_text} 2: {caption}", max_words=20)
+    assert asked.preflight() == []
+    out = run_map(asked, table).table
+    assert [one["text"] for row in out["texts"].to_pylist() for one in row[2:]] == [
+        f"blended: 1: Tom Mori at Kyoto {n} 2: a man" for n in range(3)
+    ]
+    assert seen == [""] * 3
+    blind = FuseEndpoint(base_url=server.url, model="llm", prompt="Describe it.")
+    assert "sees nothing of the row but its texts" in blind.preflight()[0]
+    assert "is not a name" in FuseEndpoint(base_url=server.url, model="m", prompt="{0}").preflight()[0]
 
 
 def test_a_json_schema_becomes_columns(serve: Serve) -> None:

@@ -105,3 +105,6 @@ def test_a_sample_stays_the_same_while_a_list_grows() -> None:
     assert {r.why for r in out.rejects} == {"not_in_sample"}
     few = run_map(stage, table.slice(0, 100)).table["id"].to_pylist()
     assert few == [one for one in out.table["id"].to_pylist() if int(one[1:]) < 100]
+    rest = run_map(FixedSample(fraction=0.3, rest=True), table)
+    assert rest.table["id"].to_pylist() == [r.id for r in out.rejects]
+    assert {r.why for r in rest.rejects} == {"in_sample"}
