@@ -46,3 +46,21 @@ class HasImageCodes(Protocol):
     """Has the discrete codes of an image's places, row by row: (B, N) int64."""
 
     def image_codes(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """Tells the class of each pixel of an image: logits (B, classes, S, S)."""
+
+    def pixel_logits(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class FindsObjects(Protocol):
+    """Finds objects from each patch of an image: (B, N, classes + 4), N patches in rows.
+
+    Logits of the classes of the object around the patch's centre, none for no object, and the distances from the centre to
+    its left, upper, right and lower side, as fractions of the image's side.
+    """
+
+    def patch_objects(self, out: Outputs) -> Tensor: ...

@@ -38,6 +38,7 @@ SIZES = {
 PLACES = tuple((row, column) for row in ("top", "middle", "bottom") for column in ("left", "middle", "right"))
 _CENTRE = {"top": 0.24, "left": 0.24, "middle": 0.5, "bottom": 0.76, "right": 0.76}
 _JITTER = 0.02
+Fill = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,8 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for thing in scene.things:
         tint = np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, size=3)
-        _draw_thing(
-            draw, thing, side, rng.uniform(-0.2, 0.2), tuple(np.clip(tint, 0, 255).tolist()), scene.ground
-        )
+        fill = tuple(np.clip(tint, 0, 255).tolist())
+        _draw_thing(draw, thing, side, rng.uniform(-0.2, 0.2), fill, GROUNDS[scene.ground])
     small = np.asarray(canvas.reduce(SUPERSAMPLE), dtype=np.float32)
     light = Image.fromarray(rng.normal(0, 10, size=(5, 5)).astype(np.float32)).resize(
         (SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC
@@ -102,15 +102,30 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
+def mask_of(scene: Scene, rng: np.random.Generator) -> Image.Image:
+    """Returns what `render` draws with a generator in the same state as one number per pixel, as ADE20K's masks: 1 for the
+    background, 2 for the first of SHAPES, 3 for the second and so on.
+    """
+    from PIL import Image, ImageDraw
+
+    side = SIZE_PX * SUPERSAMPLE
+    canvas = Image.new("L", (side, side), 1)
+    draw = ImageDraw.Draw(canvas)
+    for thing in scene.things:
+        rng.integers(-12, 13, size=3)  # the draws of `render`
+        _draw_thing(draw, thing, side, rng.uniform(-0.2, 0.2), 2 + SHAPES.index(thing.shape), 1)
+    return canvas.resize((SIZE_PX, SIZE_PX), Image.Resampling.NEAREST)
+
+
 def _draw_thing(
-    draw: ImageDraw.ImageDraw, thing: Thing, side: int, turn: float, fill: tuple[int, ...], ground: str
+    draw: ImageDraw.ImageDraw, thing: Thing, side: int, turn: float, fill: Fill, ground: Fill
 ) -> None:
     x, y, radius = (thing.x + thing.w / 2) * side, (thing.y + thing.h / 2) * side, thing.w / 2 * side
     if thing.shape in ("circle", "ring"):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         if thing.shape == "ring":
             hole = radius * 0.55
-            draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=GROUNDS[ground])
+            draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground)
         return
     points = [
         (x + radius * r * math.sin(a + turn), y - radius * r * math.cos(a + turn))
