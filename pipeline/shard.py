@@ -140,7 +140,8 @@ def ref(name: str, dtype: pa.DataType, *, is_origin: bool = False) -> pa.Field:
     """Returns a field that holds ids of other rows, so that `vlpipe forget` can remove them.
 
     Columns `id` and `parent` do not need it. dtype: string or (nested) lists of strings. The field may be inside a struct or
-    a list of structs. is_origin: what is beside the id was copied from that row, and goes with it: the struct, or the row.
+    a list of structs. is_origin: what is beside the id was copied from that row, and goes with it: the struct, or the row;
+    beside a list of ids, with any of them.
     Raises SchemaError for any other type.
     """
     if not _holds_ids(dtype):

@@ -30,7 +30,7 @@ from vlpipe.pipeline.stage import Dataset, GatherStage, MapStage, SourceStage
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, schemas
-from vlpipe.pipeline.workflow.params import canonical, files_of, left_out, replace_files
+from vlpipe.pipeline.workflow.params import ORDER, files_of, left_out, recorded, replace_files
 from vlpipe.pipeline.workflow.step import Step, find_steps
 
 RECORD = "_steps.json"  # each step as of its last run; used to explain why a step runs, not to decide whether
@@ -122,7 +122,7 @@ def _sampled(step: Step) -> Step:
     stage = step.stage.sampled()
     if stage is step.stage:
         return step
-    params = {name: canonical(getattr(stage, name)) for name in step.params}
+    params = {name: recorded(stage, name) for name in step.params}
     return dataclasses.replace(step, stage=stage, params=params)
 
 
@@ -329,14 +329,12 @@ def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
             return f"step {maker.name!r} runs"
     if before["torch_threads"] != step.torch_threads:
         return f"torch_threads changed {before['torch_threads']} -> {step.torch_threads}"
-    if step.stage.ORDERED and before.get("inputs") == [above.folder for above in one.above]:
-        return f"the order of keys changed in {' or '.join(sorted(step.stage.ORDERED))}"
     reads_names = bool(step.stage.names_in_key(step.inputs))
     return "the names of its inputs changed" if reads_names else "an upstream step changed"
 
 
 def _changed_parameter(old: Any, new: Any, leave_out: frozenset[str], path: str = "") -> str:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and not {ORDER} & (old.keys() | new.keys()):
         for key in sorted(set(old) | set(new)):
             if not path and key in leave_out:
                 continue

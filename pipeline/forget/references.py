@@ -41,8 +41,18 @@ def references_in(schema: pa.Schema, declared: Collection[str]) -> list[Referenc
     ]
 
 
+def rows_naming(column: pa.ChunkedArray, ids: TextSet) -> npt.NDArray[np.bool_]:
+    """Returns a mask of the rows (num_rows,) that hold one of the ids, alone or in a list."""
+    if not is_list(column.type):
+        return ids.mask(column)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0), np.int64)
+    hits = ids.mask(pc.list_flatten(column)).astype(np.int64)
+    ends = np.concatenate([[0], np.cumsum(hits)])[np.cumsum(lengths)]
+    return np.diff(ends, prepend=0) > 0
+
+
 def origins(declared: Collection[str]) -> list[str]:
-    """Returns the columns whose rows go with the row whose id they hold: `parent`, and declared ones with one id per row."""
+    """Returns the columns whose rows go with each row whose id they hold: `parent`, and declared ones with ids alone."""
     return [
         "parent",
         *(path.removeprefix(ORIGIN) for path in declared if path.startswith(ORIGIN) and "." not in path),

@@ -22,7 +22,7 @@ from vlpipe.pipeline.forget.copied_texts import (
     may_have_words,
     take_back,
 )
-from vlpipe.pipeline.forget.references import Reference, ids_of, references_in, without_ids
+from vlpipe.pipeline.forget.references import Reference, ids_of, references_in, rows_naming, without_ids
 from vlpipe.pipeline.forget.sentences import SOMEONE, known_names, names_in, strings_in, without_names
 from vlpipe.pipeline.forget.urls import Urls
 from vlpipe.pipeline.parquet.block_reads import blocks
@@ -63,10 +63,10 @@ class ForgottenRows:
         """
         names = table.schema.names
         own = [n for n in ("id", "parent") if n in names and _is_text(table.schema.field(n).type)]
-        own += [r.column for r in refs if r.is_single and r.is_origin]
+        own += [r.column for r in refs if r.is_origin and not r.fields]
         out = np.zeros(table.num_rows, np.bool_)
         for name in own if has_id(table.schema) else [*own, *(r.column for r in refs if r.is_single)]:
-            out |= self.ids.mask(table[name])
+            out |= rows_naming(table[name], self.ids)
         for name in () if has_id(table.schema) else _urls_of(table.schema):
             out |= self.urls.mask(table[name])
         return out

@@ -17,7 +17,7 @@ from vlpipe.pipeline.engine.records.answers import part_paths, with_rows
 from vlpipe.pipeline.engine.records.forgotten import canonical_url
 from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
 from vlpipe.pipeline.forget.json_artifacts import names_rows
-from vlpipe.pipeline.forget.references import origins
+from vlpipe.pipeline.forget.references import origins, rows_naming
 from vlpipe.pipeline.forget.rows import URLS, ForgottenRows, RejectsLeft, log_left, looked_at, rejects_left
 from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls, host_of_canonical
@@ -208,7 +208,7 @@ def _children(store: Store, ids: TextSet, where: tuple[str, str]) -> list[pa.Chu
     """Returns ids of rows whose parent is in `ids` and that are not in `ids` themselves. where: (column, path)."""
     found = []
     for table in _columns(store, where[1], "id", where[0]):
-        new = ids.mask(table[where[0]]) & ~ids.mask(table["id"])
+        new = rows_naming(table[where[0]], ids) & ~ids.mask(table["id"])
         found.append(table["id"].filter(pa.array(new)))
     return found
 

@@ -25,9 +25,9 @@ from vlpipe.pipeline.workflow.draft import DraftStep
 from vlpipe.pipeline.workflow.hf_hub import HUB_ID
 from vlpipe.pipeline.workflow.packaged import packaged_workflows
 from vlpipe.pipeline.workflow.params import (
-    canonical,
     files_of,
     find,
+    recorded,
     stray_references,
     validate,
 )
@@ -254,7 +254,7 @@ def _as_json(written: DraftStep, stage: Stage, problems: list[Problem]) -> dict[
     found, before = {}, len(problems)
     for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
         try:
-            found[field.name] = canonical(getattr(stage, field.name))
+            found[field.name] = recorded(stage, field.name)
             canonical_json(found[field.name])
         except (VlpipeError, TypeError, ValueError) as error:
             where = place(written.params, [field.name], written.params.where)

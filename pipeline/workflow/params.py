@@ -268,6 +268,9 @@ def as_written(file: File) -> Any:
     return {"from": file.step, "path": file.path} if file.path else {"from": file.step}
 
 
+ORDER = "in order"
+
+
 def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: bool = False) -> Any:
     """Returns a parameter as JSON values, the same for equal ones: tuples as lists, sets sorted, an Enum as its value, 10.0
     as 10.
@@ -299,14 +302,30 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
 
 
 def in_order(value: Any) -> Any:
-    """Returns a JSON value in which each mapping whose keys are not sorted is a list of (key, value), so that the order
+    """Returns a JSON value in which each mapping whose keys are not sorted is {ORDER: [[key, value], ...]}: its order then
     remains when keys are sorted."""
     if isinstance(value, list):
         return [in_order(one) for one in value]
     if not isinstance(value, Mapping):
         return value
     pairs = [[key, in_order(one)] for key, one in value.items()]
-    return dict(pairs) if list(value) == sorted(value) else pairs
+    return dict(pairs) if list(value) == sorted(value) else {ORDER: pairs}
+
+
+def from_order(value: Any) -> Any:
+    """Returns the value of which `in_order` gave this one."""
+    if isinstance(value, list):
+        return [from_order(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    pairs = value[ORDER] if set(value) == {ORDER} else value.items()
+    return {key: from_order(one) for key, one in pairs}
+
+
+def recorded(stage: Stage, name: str) -> Any:
+    """Returns a parameter for records: as `canonical` gives it, and in order if it is one of ORDERED."""
+    found = canonical(getattr(stage, name))
+    return in_order(found) if name in stage.ORDERED else found
 
 
 def left_out(value: Any) -> frozenset[str]:

@@ -35,6 +35,7 @@ class BackTranslations(MapStage):
     """
 
     NAME: ClassVar[str] = "back_translation.translate:BackTranslations"
+    VERSION: ClassVar[int] = 2  # 2: batches of one shape
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
 
@@ -105,7 +106,11 @@ class Translator:
         import torch
 
         given = self._tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self._max_length
+            list(texts),
+            return_tensors="pt",
+            padding="max_length",  # one shape, so that a translation does not depend on the texts beside it
+            truncation=True,
+            max_length=self._max_length,
         )
         inputs = {name: given[name].to(self._model.device) for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():

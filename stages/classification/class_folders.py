@@ -20,7 +20,7 @@ class ClassFolders(FolderSource):
 
     Column `label` (int32): the place of the class among `classes`; without it, among the sorted names of the folders, which
     must then be the same for training and evaluation. Hidden files are left out. Raises VlpipeError if there are no folders,
-    or one that is not in `classes`.
+    or one that is a link or not in `classes`.
     """
 
     classes: tuple[str, ...] = ()
@@ -48,7 +48,13 @@ class ClassFolders(FolderSource):
         root = self.images.path
         if not os.path.isdir(root):
             raise VlpipeError(f"`images` must be a folder, but there is no folder {root}")
-        names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+        entries = [e for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+        if links := sorted(e.name for e in entries if e.is_symlink()):
+            raise VlpipeError(
+                f"images: {root}: {links[0]!r} is a link to a folder, whose content is not part of the key; put the folder "
+                "itself there, or links to its files"
+            )
+        names = sorted(e.name for e in entries)
         unknown = [name for name in names if self.classes and name not in self.classes]
         if unknown or not names:
             wanted = "folders of classes" if not names else f"only folders of `classes`, found {unknown[0]!r}"

@@ -138,9 +138,9 @@ def list_files(path: str, endings: Collection[str] = READERS) -> list[Path]:
 def name_in_rows(path: str) -> str:
     """Returns the name of a file, for a parameter of stages whose rows have it: their keys have only the file's content.
 
-    Empty for a folder, the names in which are part of its digest.
+    Empty for a folder, a path without an ending, the names in which are part of its digest.
     """
-    return "" if os.path.isdir(path) else os.path.basename(path)
+    return os.path.basename(path) if Path(path).suffix else ""
 
 
 def count_at_most(path: str) -> int:

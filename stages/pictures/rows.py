@@ -21,7 +21,7 @@ GAP = 2  # white pixels between panels
 PICTURES = pa.schema(
     [
         ("id", pa.string()),
-        ref("rows", pa.list_(pa.string())),  # ids of the rows that the picture is of
+        ref("rows", pa.list_(pa.string()), is_origin=True),  # ids of the rows that the picture is of
         ("title", pa.string()),  # such as the text that was drawn; null for none
         ("panels", pa.list_(pa.string())),  # what the parts show, from left to right, row by row
         ("lines", pa.list_(pa.string())),  # shown below the picture

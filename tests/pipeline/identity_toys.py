@@ -195,3 +195,19 @@ class Moved(Light):
 @dataclass(frozen=True, kw_only=True)
 class Child(Named):
     """A user's own variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names(MapStage):
+    """Names the keys of a mapping in their order."""
+
+    ORDERED: ClassVar[frozenset[str]] = frozenset({"shares"})
+    shares: dict[str, dict[str, int]]
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return with_field(inp, pa.field("said", pa.string()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        said = " ".join(f"{name}:{'+'.join(more)}" for name, more in self.shares.items())
+        yield lambda rows: rows.append_column("said", [[said] * rows.num_rows])

@@ -124,12 +124,19 @@ class Copied(GatherStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         near, places = pa.field("near", pa.list_(NEAR)), pa.field("each", pa.list_(pa.list_(NEAR)))
         ids = [pa.field("id", pa.string()), ref("other", pa.string(), is_origin=True)]
+        ids.append(ref("all", pa.list_(pa.string()), is_origin=True))
         return pa.schema([*ids, pa.field("text", pa.string()), near, places, pa.field("one", NEAR)])
 
     def run(self, job: Job) -> None:
         near = [{"text": ROWS[k]["text"], "of": ROWS[k]["id"]} for k in (1, 3)]
         more = {"near": [near, near], "each": [[near, []], [None, near[:1]]], "one": [near[0], near[0]]}
-        pairs = {"id": ["11+12", "13+13"], "other": ["12", "13"], "text": ["a dog", "12 dogs"]}
+        pairs = {
+            "id": ["11+12", "13+13", "11+"],
+            "other": ["12", "13", None],
+            "text": ["a dog", "12 dogs", ""],
+        }
+        pairs["all"] = [None, [], ["11", "12"]]
+        more = {name: [*value, None] for name, value in more.items()}
         job.emit(pa.table({**pairs, **more}, self.schema(pa.schema([]))))
 
 

@@ -77,7 +77,7 @@ def test_what_was_copied_from_a_row_goes_with_it(runs: Forgets) -> None:
     runs.forget("12")
     cat = {"text": "a cat", "of": "my cat.jpg"}
     wanted = {"id": "13+13", "other": "13", "text": "12 dogs"}
-    wanted |= {"near": [cat], "each": [None, []], "one": None}
+    wanted |= {"all": [], "near": [cat], "each": [None, []], "one": None}
     assert runs.rows("copied") == {"13+13": wanted}
     assert runs.rows("below") == {"13+13": {"id": "13+13", "text": "12 dogs"}}, "which does not say of what"
     assert b"a dog" not in b"".join(path.read_bytes() for path in runs.step("copied").glob("0*.parquet"))

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import planned, rejects, rows, run
 
 from vlpipe.pipeline.engine.executor import Watcher
@@ -209,6 +210,25 @@ def test_parameters_of_any_plain_type(folder: Path) -> None:
     assert said == {"color": "red", "day": "2026-01-02", "folder": "a/b", "limit": "inf", "names": ["a", "b"]}
     again = planned(folder, text)[0][-1]
     assert again.is_done
+
+
+def test_the_order_of_a_mapping_counts_where_a_stage_says_so(folder: Path) -> None:
+    """A reordered mapping gave the rows of the old order; `verify` recomputes the key from the records."""
+    for shares in (
+        "{web: {b: 1, a: 2}, alt: {}}",
+        "{alt: {}, web: {b: 1, a: 2}}",
+        "{alt: {}, web: {a: 2, b: 1}}",
+    ):
+        text = fetch(
+            folder, below=f'  named: {{use: "identity_toys:Names", from: fetch, shares: {shares}}}\n'
+        )
+        one, _ = planned(folder, text)
+        done = run(folder, text)
+        said = rows(folder, done["named"])["said"][0].as_py()
+        wanted = yaml.safe_load(shares)
+        assert said == " ".join(f"{name}:{'+'.join(more)}" for name, more in wanted.items())
+        check(folder, done)
+    assert "parameter shares.web changed {'in order':" in one[-1].reason
 
 
 def test_the_version_of_a_source_counts_for_its_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Modes of MKL and OpenMP are set before a plan computes anything: each library reads its own once in a process."""
+"""Numbers of threads, and modes of MKL and OpenMP, are set before anything is computed: each library reads its own once."""
 
 from __future__ import annotations
 
@@ -48,3 +48,43 @@ def test_they_are_set_when_stages_are_planned(tmp_path: Path) -> None:
 
 def test_a_users_own_are_kept(tmp_path: Path) -> None:
     assert "modes ['COMPATIBLE', None]" in modes(tmp_path, MKL_CBWR="COMPATIBLE", OMP_WAIT_POLICY="active")
+
+
+PRODUCT = """
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+import numpy as np
+from vlpipe.pipeline.stage import GatherStage, MapStage
+
+
+def product():
+    rng = np.random.default_rng(0)
+    one, other = (rng.standard_normal((n, 512)).astype(np.float32) for n in (701, 1003))
+    return hashlib.sha256((one @ other.T).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiplies(MapStage):
+    @contextmanager
+    def open(self):
+        yield lambda rows: product()
+"""
+
+
+def test_products_of_numpy_do_not_depend_on_the_cores_of_the_machine(tmp_path: Path) -> None:
+    """Ray sets OMP_NUM_THREADS, `--local` has that of the shell: both would give other last bits."""
+    (tmp_path / "multiplies.py").write_text(PRODUCT)
+    code = (
+        "from multiplies import Multiplies, product\n"
+        "from vlpipe.pipeline.engine.worker.open_stage import opened, set_blas_threads\n"
+        "with opened(Multiplies(), 4) as work: print(work(None))\n"
+        "set_blas_threads(2); print(product())"
+    )
+    found = []
+    for num in ("1", "2"):
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": num, "OMP_NUM_THREADS": num}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        found.append(done.stdout.split())
+    assert found[0] == found[1]

@@ -25,7 +25,7 @@ from vlpipe.pipeline.engine.records.rejects import RejectsWriter
 from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
 from vlpipe.pipeline.engine.worker.captured_output import output_in, screen
 from vlpipe.pipeline.engine.worker.local_files import here
-from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
+from vlpipe.pipeline.engine.worker.open_stage import set_threads
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, conform
 from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
@@ -129,8 +129,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
     """Runs the stage and commits rejects, shards, receipts and artifacts. The driver writes the manifest last."""
     began = time.time()
     source = running_source(task.stage).hash  # hash the code before any of it runs
-    if task.stage.TORCH:
-        set_torch_threads(task.torch_threads)
+    set_threads(task.stage, task.torch_threads)
     clear_unfinished(task.store, task.folder)
     with (
         output_in(task.store, f"{task.folder}/_log/output.txt"),

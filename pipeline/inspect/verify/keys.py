@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from vlpipe.pipeline.engine.records.keys import keys_of
 from vlpipe.pipeline.engine.records.manifest import StepFile
@@ -15,7 +16,7 @@ from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.workflow.load import STAGES
-from vlpipe.pipeline.workflow.params import adapter, find, replace_files
+from vlpipe.pipeline.workflow.params import adapter, find, from_order, replace_files
 
 
 def key_problems(steps: Steps, found: Records) -> Iterator[Problem]:
@@ -49,7 +50,10 @@ def _stage(said: StepFile) -> Stage | None:
     try:
         params = dict(said.params)
         max_rows = params.pop(SAMPLE_ROWS, None) if said.identity[0] == "rows" else None
-        stage: Stage = adapter(find(said.use, STAGES, hint=False)).validate_python(params)
+        cls: Any = find(said.use, STAGES, hint=False)
+        given = {f.name: params[f.name] for f in dataclasses.fields(cls) if f.init and f.name in params}
+        given |= {name: from_order(given[name]) for name in cls.ORDERED if name in given}
+        stage: Stage = adapter(cls).validate_python(given)
         if said.identity[0] == "rows":
             stage = ListRows(source=stage, max_rows=max_rows)  # type: ignore[arg-type]  # only a source is listed
         return stage

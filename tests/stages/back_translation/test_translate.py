@@ -79,6 +79,24 @@ def test_texts_are_translated_there_and_back(folders: list[Weights]) -> None:
     assert again == out[2:]
 
 
+def test_batches_have_one_shape(folders: list[Weights], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another width changes last bits, and so now and then a word: a row alone, in `vlpipe retry`, would be another."""
+    from transformers import T5ForConditionalGeneration
+
+    shapes = []
+    generate = T5ForConditionalGeneration.generate
+
+    def spy(self: Any, **given: Any) -> Any:
+        shapes.append((tuple(given["input_ids"].shape), tuple(given["attention_mask"].shape)))
+        return generate(self, **given)
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "generate", spy)
+    stage = BackTranslations(forward=folders[0], backward=folders[1], num_beams=2, max_length=7)
+    run_map(stage, rows([[text("a", "web")]]))
+    run_map(stage, rows([[text("a red dog on a blue sofa", "web")]] * 17))
+    assert set(shapes) == {((16, 7), (16, 7))}
+
+
 def test_what_says_the_same_is_left_out(folders: list[Weights], monkeypatch: pytest.MonkeyPatch) -> None:
     class Fixed:
         def __init__(self, weights: Weights, *_: int) -> None:

@@ -103,3 +103,14 @@ def test_labels_of_rows() -> None:
     stream = maker.collate([{"data": np.int64(k)} for k in (1, IGNORE, 2)])
     assert stream.data.tolist() == [1, IGNORE, 2]
     assert stream.mask is None
+
+
+def test_a_class_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    """What a link to a folder leads to is not in the digest of `images`: an edit there would change no key."""
+    for name in ("root/cat", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "root/dog").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        VlpipeError, match="'dog' is a link to a folder, whose content is not part of the key"
+    ):
+        list(ClassFolders(images=File(path=str(tmp_path / "root"))).rows())
