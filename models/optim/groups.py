@@ -136,13 +136,23 @@ def build_optimiser(net: nn.Module, defaults: Defaults, rules: Sequence[Paramete
 
     Raises ValueError as `parameter_groups` does.
     """
-    by_optimiser: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    by_optimiser: dict[tuple[str, float], list[dict[str, Any]]] = {}  # see `in_order`
     for kind, params in parameter_groups(net, defaults, rules).items():
         for own in _by_mesh(params):
             group = {"params": own, "weight_decay": kind.weight_decay, "lr_scale": kind.lr_scale}
             by_optimiser.setdefault((kind.optimiser, kind.momentum), []).append(group)
     made = [_make(name, groups, momentum, defaults) for (name, momentum), groups in by_optimiser.items()]
     return made[0] if len(made) == 1 else Several(made)
+
+
+def in_order(
+    net: nn.Module, defaults: Defaults, rules: Sequence[ParameterGroup] = ()
+) -> list[list[nn.Parameter]]:
+    """Returns the parameters of each optimiser in the order of its `state_dict()`, if the net is not divided."""
+    found: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for kind, params in parameter_groups(net, defaults, rules).items():
+        found.setdefault((kind.optimiser, kind.momentum), []).extend(params)
+    return list(found.values())
 
 
 def _by_mesh(params: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -61,8 +61,8 @@ class Mesh:
         others = self.shard * self.tensor * self.pipeline
         return self.data if self.data is not None else max(1, num_workers // max(1, others))
 
-    def problems(self, num_workers: int) -> list[str]:
-        """Returns what is wrong with the mesh for this number of workers, one message each."""
+    def problems(self, num_workers: int, called: str = "num_workers") -> list[str]:
+        """Returns what is wrong with the mesh for this number of workers, one message each. called: that number's name."""
         sizes = {"data": self.replicas(num_workers), "shard": self.shard, "tensor": self.tensor}
         sizes |= {"pipeline": self.pipeline} if self.pipeline != 1 else {}
         low = [f"{name} {size}" for name, size in {**sizes, "expert": self.expert}.items() if size < 1]
@@ -71,7 +71,7 @@ class Mesh:
         found = []
         if math.prod(sizes.values()) != num_workers:
             shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
-            found.append(f"mesh: {shape} must be num_workers = {num_workers}")
+            found.append(f"mesh: {shape} must be {called} = {num_workers}")
         rows = sizes["data"] * sizes["shard"]
         if rows % self.expert:
             found.append(

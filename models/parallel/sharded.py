@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlpipe.models.parallel.layers import other_passes, units_of
 
@@ -131,6 +131,14 @@ def _grad(p: Tensor) -> Tensor:
 
 def _whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """Returns a whole tensor, equal on all workers, on the device of `like`; of one that is divided like it, this part."""
+    value = value.to(like.device)
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gathered(state: Any) -> dict[str, Tensor]:

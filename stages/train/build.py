@@ -37,6 +37,7 @@ from vlpipe.stages.train.recipe import (
     Recipe,
     spec_of,
 )
+from vlpipe.stages.train.workers.needs import need_the_same_step
 
 Values = dict[str, Term | Tensor]  # name -> loss or diagnostic
 Routes = Mapping[str, Sequence[tuple[str, int]]]  # task -> (view, index of an objective) of each that it runs
@@ -357,31 +358,8 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
                 teachers[teacher] = Ema(**objective.TEACHER)
     tasks = build_tasks(recipe, objectives)
     net = Net(model, objectives, teachers, tasks, recipe.adversarial).train()
-    if recipe.accumulate > 1:
-        _need_no_batch_norm(net)
-    if recipe.balance_tokens and recipe.num_workers > 1:
-        _need_losses_of_samples(objectives)
+    need_the_same_step(recipe, net)
     return net
-
-
-def _need_losses_of_samples(objectives: Sequence[tuple[float, str, Any]]) -> None:
-    """Raises ValueError if a loss compares samples, of other ranks too, whose batches then have other numbers of samples."""
-    others = [type(o).__name__ for _, _, o in objectives if o.SCOPE != "sample"]
-    if others:
-        raise ValueError(
-            f"balance_tokens: the loss of {', '.join(others)} compares samples, which needs equally many on each of the "
-            "workers; set balance_tokens: false, or num_workers: 1"
-        )
-
-
-def _need_no_batch_norm(net: nn.Module) -> None:
-    """Raises ValueError if a batch norm in training mode would see each micro-batch alone."""
-    for name, module in net.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(
-                f"accumulate: {name} is a batch norm, whose statistics are of the rows forwarded together, so micro-batches "
-                "do not give the step of one batch; set accumulate: 1, or freeze that part"
-            )
 
 
 def optimiser_of(net: nn.Module, recipe: Optimisation) -> Any:

@@ -75,14 +75,14 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
         FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) and not run.is_cut else None
     )
     divided = DividedCheckpoints(checkpoints.folder)
-    # as the run began; detectors have no losses that depend on it
+    # of num_workers, or as a run of an earlier version began; detectors have no losses that depend on it
     streams = {"streams": run.streams} if isinstance(recipe, Recipe) and run.streams else {}
     with (
         run.loader.batches(run.step, rank, world_size, run.device, **streams) as batches,
         writing(checkpoints) as writer,
     ):
         while run.step < run.num_steps:
-            parts = progress.waiting(batches, recipe.accumulate)
+            parts = progress.waiting(batches, recipe.micro_batches)
             if meter is not None:
                 meter.add(parts, run.device)
             train_step(run, parts)

@@ -87,8 +87,8 @@ class Loader:
         """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
         device: where they are; None: the CPU. At most NUM_AHEAD are prefetched, and PER_PROCESS in each loader process.
-        streams: number of workers that the run began with; None: as many as now. A step has the rows that it would have
-        with these. Raises VlpipeError with `balance_tokens`, if they are other than now.
+        streams: how many workers' rows a step has; None: those of as many as now. Raises VlpipeError with `balance_tokens`,
+        if they are other than now.
         """
         import torch
 
@@ -96,7 +96,7 @@ class Loader:
         on_gpu = device.type == "cuda"
         if streams not in (None, world_size) and self.recipe.balance_tokens:
             raise VlpipeError(
-                f"balance_tokens: the run began with {streams} worker(s), whose batches differ in size; go on with as many"
+                f"balance_tokens: a step has the rows of {streams} workers, whose batches differ in size; train with as many"
             )
         num = num_processes(self.recipe.loader_processes, gpu=on_gpu)
         with closing(self._samples_of(step, rank, world_size, streams or world_size)) as samples:
@@ -124,9 +124,13 @@ class Loader:
 
         recipe = self.recipe
         size = recipe.batch_size // (streams * recipe.accumulate)  # of a micro-batch of one stream
-        own = recipe.batch_size // (world_size * recipe.accumulate)
-        numbers = range(rank * own // size, ((rank + 1) * own - 1) // size + 1)
-        cuts = [slice(max(rank * own - i * size, 0), (rank + 1) * own - i * size) for i in numbers]
+        # what is taken of all streams at a time: a micro-batch of each, or a step, in micro-batches of their own
+        num = recipe.accumulate if recipe.micro_batches == recipe.accumulate else 1
+        own, each = recipe.batch_size // (world_size * num), recipe.accumulate // num
+        together = recipe.micro_batches // num
+        long = size * each
+        numbers = range(rank * own // long, ((rank + 1) * own - 1) // long + 1)
+        cuts = [slice(max(rank * own - i * long, 0), (rank + 1) * own - i * long) for i in numbers]
         with ExitStack() as stack:
             found = []
             for i in numbers:
@@ -139,16 +143,19 @@ class Loader:
                 found.append(self._pieces(cache, parts, size))
             while True:
                 progress = step * recipe.batch_size / self.samples_per_epoch
-                for micro in range(recipe.accumulate):
-                    # of a rank's own stream all, however many: with `balance_tokens` their number varies
-                    pieces = [
-                        next(f) if streams == world_size else next(f)[cut]
-                        for f, cut in zip(found, cuts, strict=True)
-                    ]
+                for micro in range(recipe.micro_batches):
+                    if micro % together == 0:
+                        # of a rank's own stream all, however many: with `balance_tokens` their number varies
+                        pieces = [
+                            [c for _ in range(each) for c in next(f)][
+                                slice(None) if streams == world_size else cut
+                            ]
+                            for f, cut in zip(found, cuts, strict=True)
+                        ]
+                        rows = [c for piece in pieces for c in piece]
+                    first, most = micro % together * len(rows) // together, len(rows) // together
                     yield Samples(
-                        [c for piece in pieces for c in piece],
-                        Step(step, micro, progress),
-                        recipe.task_of(step),
+                        rows[first : first + most], Step(step, micro, progress), recipe.task_of(step)
                     )
                 step += 1
 

@@ -13,6 +13,7 @@ from vlpipe.models.adversarial.config import Adversarial
 from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.pipeline.files import File, Weights
+from vlpipe.stages.train.workers.spread import Spread
 
 MODELS = "vlpipe.models.systems"
 TEACHERS = "vlpipe.models"
@@ -78,6 +79,11 @@ class Optimisation:
     log_every: int = 50  # steps per loss row and progress line
     checkpoint_every: int = 500  # steps; a killed run repeats at most this many
     loader_threads: int = 2  # per worker
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step in each process."""
+        return self.accumulate
 
     @property
     def micro_batch_size(self) -> int:
@@ -188,7 +194,7 @@ class InitPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Optimisation):
+class Recipe(Spread, Optimisation):
     """The configuration of a training run: model, streams, objectives, teachers and data.
 
     BLIP's pretraining differs from the defaults: it does not clip gradients (`clip_norm: null`), and it applies weight
@@ -205,6 +211,7 @@ class Recipe(Optimisation):
         "mesh",
         "keep_teachers",
         "adversarial",
+        "processes",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -269,6 +276,8 @@ class Recipe(Optimisation):
     find_unused_parameters: bool | None = None
     # how workers divide the model; None: each has all of it (DistributedDataParallel)
     mesh: Mesh | None = None
+    # that train this time; None: num_workers, which says which rows a step has and is part of the key, as this is not
+    processes: int | None = None
 
     def model_spec(self) -> dict[str, Any]:
         """Returns `model`, with the default class if it has no `use`."""
@@ -294,59 +303,6 @@ class Recipe(Optimisation):
         weights = np.array([task.weight for task in self.tasks.values()])
         drawn = np.random.default_rng((self.seed, TASK, step)).choice(len(weights), p=weights / weights.sum())
         return list(self.tasks)[int(drawn)]
-
-    def mesh_problems(self) -> list[str]:
-        """Returns what is wrong with `mesh`, and what of this recipe does not go with it."""
-        if self.mesh is None:
-            return []
-        found = self.mesh.problems(self.num_workers)
-        if self.mesh.pipeline > 1:
-            found += [text for wrong, text in self._pipeline_checks(self.mesh.pipeline) if wrong]
-        if not self.mesh.is_sharded:
-            return found
-        if self.precision == "fp16":
-            found.append(
-                "mesh: precision: fp16 scales losses by what one worker sees of the gradient; set bf16 or fp32"
-            )
-        if self.mesh.half and self.precision == "fp32":
-            found.append(
-                "mesh: half: true halves nothing with precision: fp32; set precision: bf16, or half: false"
-            )
-        if self.find_unused_parameters is not None:
-            found.append("mesh: find_unused_parameters is for DistributedDataParallel; remove it")
-        if self.adversarial is not None:
-            found.append(
-                "mesh: adversarial training perturbs whole embeddings; remove `mesh` or `adversarial`"
-            )
-        if self.mesh.tensor > 1 and self.compile:
-            found.append("mesh: compile: true does not go with `tensor`; set compile: false")
-        return found
-
-    def _pipeline_checks(self, num: int) -> list[tuple[bool, str]]:
-        return [
-            (
-                self.accumulate < num,
-                f"mesh: pipeline: {num} workers wait for each other with fewer than {num} micro-batches; set accumulate to "
-                f"at least {num}, got {self.accumulate}",
-            ),
-            (
-                self.precision == "fp16",
-                "mesh: precision: fp16 scales losses by what one worker sees of the gradient; set bf16 or fp32",
-            ),
-            (self.compile, "mesh: compile: true does not go with `pipeline`; set compile: false"),
-            (
-                self.balance_tokens,
-                "mesh: pipeline: balance_tokens makes micro-batches of other sizes; set balance_tokens: false",
-            ),
-            (
-                self.adversarial is not None,
-                "mesh: adversarial training perturbs whole embeddings; remove `mesh` or `adversarial`",
-            ),
-            (
-                self.find_unused_parameters is not None,
-                "mesh: find_unused_parameters is for DistributedDataParallel; remove it",
-            ),
-        ]
 
     def _checks(self) -> list[tuple[bool, str]]:
         return [
@@ -382,7 +338,7 @@ class Recipe(Optimisation):
                 "find_unused_parameters: false does not go with `tasks` or accumulate above 1, where steps differ in the "
                 "parameters that get a gradient",
             ),
-            *((True, problem) for problem in self.mesh_problems()),
+            *((True, problem) for problem in self.worker_problems()),
             (self.balance_tokens and not self.group_by_length, "balance_tokens needs group_by_length: true"),
             (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),

@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from vlpipe.models import distributed
 from vlpipe.models.experts.layer import experts_of, spread_problem
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
-from vlpipe.models.optim.groups import Several
+from vlpipe.models.optim.groups import Defaults, Several, in_order
 from vlpipe.models.parallel.checkpoints import read
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.models.parallel.pipeline import Pipeline, need_pipeline
-from vlpipe.models.parallel.sharded import Sharded
+from vlpipe.models.parallel.sharded import Sharded, placed
 from vlpipe.models.parallel.tensor import cut
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
@@ -73,7 +73,7 @@ class Run:
     num_steps: int
     sharded: Sharded | None = None  # `net`, divided among workers
     pipeline: Pipeline | None = None  # what has the other layers of `net`
-    streams: int | None = None  # number of workers that the run began with; None: as many as now
+    streams: int | None = None  # how many workers' rows a step has; None: those of as many as now
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class Run:
 
         It is tried with a few samples; tasks differ, and the gradient cache gives some parameters theirs beforehand.
         """
-        if not isinstance(self.recipe, Recipe) or self.recipe.tasks or self.recipe.accumulate > 1:
+        if not isinstance(self.recipe, Recipe) or self.recipe.tasks or self.recipe.micro_batches > 1:
             return True
         if self.recipe.find_unused_parameters is not None:
             return self.recipe.find_unused_parameters
@@ -192,11 +192,17 @@ class Run:
 
     def _moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields (name, state in its optimiser) of each trained parameter."""
+        names = {id(p): name for name, p in self.net.named_parameters()}
+        for p, state in self._states():
+            yield names[id(p)], state
+
+    def _states(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yields (parameter, its state in its optimiser)."""
         optimisers = self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
-        of = {p: one.state for one in optimisers for group in one.param_groups for p in group["params"]}
-        for name, p in self.net.named_parameters():
-            if p in of:
-                yield name, of[p][p]
+        for one in optimisers:
+            for group in one.param_groups:
+                for p in group["params"]:
+                    yield p, one.state[p]
 
     def restore_divided(self, folder: Path) -> None:
         """Sets this state to the one in a folder of `DividedCheckpoints`, of any mesh."""
@@ -232,6 +238,20 @@ class Run:
             n: torch.tensor(v, dtype=torch.float64, device=self.device) for n, v in notes["sums"].items()
         }
 
+    def _restore_parts(self, state: Mapping[str, Any]) -> None:
+        own, moments = self.net.state_dict(), {id(p): found for p, found in self._states()}
+        for name, value in state["net"].items():
+            if not own[name].is_meta:
+                own[name].copy_(placed(value, own[name]))
+        restore(self.net, trained_state(own, self.frozen), self.frozen)
+        saved = state["optimiser"].get("optimisers", [state["optimiser"]])
+        for one, params in zip(
+            saved, in_order(self.net, Defaults(**self.recipe.defaults()), self.recipe.groups), strict=True
+        ):
+            for i, p in enumerate(params):
+                if not p.is_meta:
+                    moments[id(p)].update({key: placed(v, p) for key, v in one["state"].get(i, {}).items()})
+
     def share_sums(self) -> None:
         """Makes `sums` equal on all ranks, whose mean is what is logged: a checkpoint holds those of one."""
         if self.sums and distributed.world_size() > 1:
@@ -239,10 +259,14 @@ class Run:
             self.sums = dict(zip(self.sums, whole.unbind(), strict=True))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Sets this state to one that `state()` returned. Raises VlpipeError if the net is divided among workers."""
-        if self.is_divided:
+        """Sets this state to one that `state()` returned, of which a divided net takes its part.
+
+        Raises VlpipeError if layers are cut among workers, whose parameters have other names.
+        """
+        mesh = self.recipe.mesh if isinstance(self.recipe, Recipe) else None
+        if mesh is not None and mesh.tensor > 1:
             raise VlpipeError(
-                f"mesh: the run began without `shard` and has {state['step']} steps; remove `shard`, or its checkpoints"
+                f"mesh: the run began without `tensor` and has {state['step']} steps; remove `tensor`, or its checkpoints"
             )
         self.step, self.streams = state["step"], state.get("streams")
         self.num_summed = {
@@ -250,6 +274,9 @@ class Run:
         }
         self.rows = [(step, name, value) for step, name, value in state["rows"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        if self.is_divided:
+            self._restore_parts(state)
+            return
         restore(self.net, state["net"], self.frozen)
         self.optimiser.load_state_dict(state["optimiser"])
         if state.get("scaler"):
@@ -290,7 +317,7 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
         raise VlpipeError(
             f"warmup_steps must be less than the {num_steps} steps of the run, got {recipe.warmup_steps}"
         )
-    return Run(recipe, device, net, loader, num_steps, sharded, pipeline)
+    return Run(recipe, device, net, loader, num_steps, sharded, pipeline, recipe.num_workers)
 
 
 def pipelined(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Pipeline | None:

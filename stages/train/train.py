@@ -24,8 +24,9 @@ class Train(GatherStage, Recipe):
     """Trains a model. Artifacts: `config.json`, `model.safetensors` and `tokenizer/`. Rows: (step, name, value) of losses.
 
     The model is in vlpipe's own format; `export.transformers` converts BLIP to Hugging Face's.
-    A killed run resumes from its last checkpoint and ends with the same bytes as an uninterrupted one. With workers on
-    several machines, the root must be a folder that all of them share.
+    A killed run resumes from its last checkpoint and ends with the same bytes as an uninterrupted one, or with the same
+    losses but for rounding on other `processes` or another `mesh`, which are not part of the key. With workers on several
+    machines, the root must be a folder that all of them share.
     """
 
     NAME: ClassVar[str] = "train.train:Train"
@@ -40,7 +41,7 @@ class Train(GatherStage, Recipe):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {
             *("checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"),
-            *("find_unused_parameters", "mesh"),
+            *("find_unused_parameters", "mesh", "processes"),
         }
     )
 
@@ -104,7 +105,7 @@ class Train(GatherStage, Recipe):
         work = Path(job.work)
         config = {"recipe": self, "inputs": job.inputs, "work": job.work}
         with following(work / "progress.log", job.say):
-            job.launch(fit, config, num_workers=self.num_workers, gpu=self.gpu)
+            job.launch(fit, config, num_workers=self.num_processes, gpu=self.gpu)
         if (seconds := work / PER_STEP).exists():  # a run that had nothing left to do measures nothing
             job.spent["per_step"] = float(seconds.read_text())
         rows = json.loads((work / "result" / "losses.json").read_text())

@@ -100,7 +100,9 @@ class RayExecutor:
                 step=one.name,
                 need=needed(res.cpus, res.gpus, num_bytes, res.more, is_task=is_task),
                 is_gather=gathers,
-                workers=stage.num_workers if isinstance(stage, GatherStage) and launches(one) else 1,
+                workers=(stage.processes or stage.num_workers)
+                if isinstance(stage, GatherStage) and launches(one)
+                else 1,
                 actors=res.actors if pooled else 0,
                 above=_all_above(one),
             )

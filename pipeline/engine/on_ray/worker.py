@@ -51,12 +51,12 @@ def _launch(
     gpu: bool = False,
 ) -> None:
     """Runs `fn(config)` here if the step has one worker, as this task has its resources then; else with Ray Train."""
-    if num_workers > task.stage.num_workers:
+    held = task.stage.processes or task.stage.num_workers
+    if num_workers > held:
         raise VlpipeError(
-            f"launch: {num_workers} workers, but the stage's num_workers, for which resources are held, is "
-            f"{task.stage.num_workers}"
+            f"launch: {num_workers} workers, but the stage's num_workers, for which resources are held, is {held}"
         )
-    if task.stage.num_workers == 1:
+    if held == 1:
         launch_here(fn, config)
     else:
         launch_on_ray(

@@ -105,8 +105,8 @@ def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gp
     """Runs a training step of `--local` in this process. Raises VlpipeError if `num_workers` is not 1."""
     if num_workers != 1:
         raise VlpipeError(
-            f"--local runs one training worker, but num_workers is {num_workers}; set num_workers: 1, or leave out "
-            "--local to train on Ray"
+            f"--local runs one training worker, but num_workers is {num_workers}; set num_workers: 1, or processes: 1 where "
+            "the step has it, which keeps the step's key, or leave out --local to train on Ray"
         )
     fn(config)
 
