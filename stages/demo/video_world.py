@@ -114,8 +114,12 @@ class VideoWorld(GatherStage):
     silent: Share = 0.1
     corrupt: Share = 0.03
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, drawn from -1 s to this
+    lag_s: Annotated[float, Field(ge=-1)] | None = (
+        None  # the same lag for all films; what is seen does not change
+    )
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"lag_s"})
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])
@@ -142,7 +146,8 @@ class VideoWorld(GatherStage):
         rng = np.random.default_rng(seed)
         coding = CODINGS[index % len(CODINGS)]
         kind = str(rng.choice(SUBTITLES))
-        lag_s = round(float(rng.uniform(-1, self.max_lag_s)), 2)
+        drawn_s = round(float(rng.uniform(-1, self.max_lag_s)), 2)
+        lag_s = drawn_s if self.lag_s is None else self.lag_s
         segments = draw_film(rng, int(rng.integers(*NUM_SEGMENTS, endpoint=True)), self.two_things)
         return Film(
             split=split,
