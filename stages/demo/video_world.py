@@ -104,7 +104,7 @@ class VideoWorld(GatherStage):
     """
 
     ROWS_ARE: ClassVar[str] = "none"
-    ADDED: ClassVar[frozenset[str]] = frozenset({"num_segments"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"num_segments", "lag_s"})
 
     seed: int = 0
     num_train: Annotated[int, Field(ge=1)] = 60
@@ -116,6 +116,7 @@ class VideoWorld(GatherStage):
     corrupt: Share = 0.03
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, drawn from -1 s to this
     num_segments: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = NUM_SEGMENTS
+    lag_s: Annotated[float, Field(ge=-1)] | None = None  # the same for all films; what is seen does not change
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 
@@ -148,7 +149,8 @@ class VideoWorld(GatherStage):
         rng = np.random.default_rng(seed)
         coding = CODINGS[index % len(CODINGS)]
         kind = str(rng.choice(SUBTITLES))
-        lag_s = round(float(rng.uniform(-1, self.max_lag_s)), 2)
+        drawn_s = round(float(rng.uniform(-1, self.max_lag_s)), 2)
+        lag_s = drawn_s if self.lag_s is None else self.lag_s
         segments = draw_film(rng, int(rng.integers(*self.num_segments, endpoint=True)), self.two_things)
         return Film(
             split=split,

@@ -1,4 +1,4 @@
-"""Features of windows in their context: the states of a transformer that was trained over them (CBT, UniVL)."""
+"""Features of windows in their context: the states of a transformer that was trained over them (CBT, UniVL, VideoBERT)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from vlpipe.stages.features.windows import Array, WindowFeats, need_windows, rea
 if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
 
+TOKENS, BLANK = "video_tokens", "[]"
 OVERFLOW = float(np.finfo(np.float16).max)
 
 
@@ -33,9 +34,11 @@ class ContextFeatures(MapStage):
     """Adds the heavy column `context_feats` (see `s3d.features_type`), one entry per window of `column`, and
     `context_weights`, the digest of `model`.
 
-    model: with the capability EncodesWindows. A row with more windows than the model has positions is encoded in runs of so
-    many. dim: the model's `width`; required if an earlier step makes the model. Reject codes: no_window (filtered);
-    not_finite, if a state overflows float16.
+    model: with the capability EncodesWindows. column: of windows; `video_tokens` for a model that reads tokens. A row with
+    more windows than the model has positions is encoded in runs of so many. text: read with each run by a model that has
+    Fuses; each [] in it is a masked word, and a window's feature is its state and, after it, the mean of those of the masked
+    words (VideoBERT, section 4.6). dim: the width of the features, the model's `width`, or twice that with masked words;
+    required if an earlier step makes the model. Reject codes: no_window (filtered); not_finite: a state overflows float16.
     """
 
     NAME: ClassVar[str] = "features.context:ContextFeatures"
@@ -43,7 +46,8 @@ class ContextFeatures(MapStage):
     TORCH: ClassVar[bool] = True
 
     model: Weights
-    column: Literal["s3d", "frame_feats"] = "s3d"
+    column: Literal["s3d", "frame_feats", "video_tokens"] = "s3d"
+    text: str = ""
     dim: int | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
 
@@ -53,8 +57,12 @@ class ContextFeatures(MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "features.context", id=pa.string())
-        need_windows(inp, "features.context", self.column)
-        known = self.dim or (None if self.model.step else _width(Path(self.model.path)))
+        if self.column != TOKENS:
+            need_windows(inp, "features.context", self.column)
+        elif TOKENS not in inp.names:
+            raise SchemaError(f"features.context reads column {TOKENS!r}, which no earlier step writes")
+        width = None if self.model.step else _width(Path(self.model.path))
+        known = self.dim or (width * self._times if width else None)
         if known is None:
             raise SchemaError(
                 "features.context must know the width of its vectors, and there is no config.json of the model (yet) that "
@@ -62,6 +70,11 @@ class ContextFeatures(MapStage):
             )
         out = with_field(inp, heavy("context_feats", features_type(known)))
         return with_field(out, pa.field("context_weights", pa.string()))
+
+    @property
+    def _times(self) -> int:
+        """How many vectors of the model's width a feature has."""
+        return 1 + (BLANK in self.text.split())
 
     def preflight(self) -> list[str]:
         return batch_size_problems(self.batch_size)
@@ -74,16 +87,21 @@ class ContextFeatures(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
+        from vlpipe.models.interface.capabilities import Fuses
         from vlpipe.models.interface.video_capabilities import EncodesWindows
         from vlpipe.stages.common.model import load
 
-        model = load(self.model, needs=[EncodesWindows])
-        dim = int(model.model.config.width)
+        model = load(self.model, needs=[EncodesWindows, *([Fuses] if self.text else [])])
+        dim = int(model.model.config.width) * self._times
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has width {dim}, but the step sets dim: {self.dim}; set dim: {dim}")
+            raise VlpipeError(
+                f"the model makes features of {dim} values, but the step sets dim: {self.dim}; set dim: {dim}"
+            )
 
         def work(rows: pa.Table) -> Out:
-            windows = list(read_windows(rows[self.column]))
+            windows = list(
+                read_tokens(rows[TOKENS]) if self.column == TOKENS else read_windows(rows[self.column])
+            )
             states = self._states(windows, model)
             rejects, entries = [], []
             for id_, one, found in zip(rows["id"].to_pylist(), windows, states, strict=True):
@@ -102,29 +120,65 @@ class ContextFeatures(MapStage):
         yield work
 
     def _states(self, windows: list[WindowFeats], model: Loaded) -> list[Array]:
-        """Returns the states (W, width) of the windows of each row."""
+        """Returns the features (W, dim) of the windows of each row."""
         import torch
 
         from vlpipe.models.interface.batch import Stream
 
-        most = int(model.model.config.max_frames)
+        most, dim = most_windows(model.model), int(model.model.config.width) * self._times
         runs = [one.feats[at : at + most] for one in windows for at in range(0, len(one.feats), most)]
         found: list[Any] = []
         for at in range(0, len(runs), self.batch_size):
             part = [torch.from_numpy(run) for run in runs[at : at + self.batch_size]]
             data = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
             mask = torch.arange(data.shape[1]) < torch.tensor([len(run) for run in part])[:, None]
+            if self.column == TOKENS:
+                streams = {"video": Stream(data[..., 0].long(), mask)}
+            else:
+                streams = {"video": Stream(data[:, None], mask[:, None])}
+            ids, blanks = self._ids(model) if self.text else ([], [])
+            if self.text:
+                text = torch.tensor([ids] * len(part))
+                streams["text"] = Stream(text, torch.ones_like(text, dtype=torch.bool))
             with torch.inference_mode():
-                states = model.outputs(video=Stream(data[:, None], mask[:, None])).video_tokens
+                out = model.outputs(**streams)
+                states = out.video_tokens
+                if blanks:
+                    said = out.fused["text"][:, blanks].mean(1, keepdim=True)
+                    states = torch.cat([states, said.expand(-1, states.shape[1], -1)], dim=2)
             found += [s[: len(run)].float().cpu().numpy() for s, run in zip(states, part, strict=True)]
         each = iter(found)
-        width = int(model.model.config.width)
         return [
             np.concatenate([next(each) for _ in range(0, len(one.feats), most)])
             if len(one.feats)
-            else np.zeros((0, width), np.float32)
+            else np.zeros((0, dim), np.float32)
             for one in windows
         ]
+
+    def _ids(self, model: Loaded) -> tuple[list[int], list[int]]:
+        """Returns the token ids of `text`, and the places of the masked words."""
+        tokenizer = model.tokenizer
+        ids, blanks = [tokenizer.start], []
+        for word in self.text.split():
+            if word == BLANK:
+                blanks.append(len(ids))
+            ids += [tokenizer.mask] if word == BLANK else tokenizer.ids(word)
+        return [*ids, tokenizer.end], blanks
+
+
+def most_windows(model: Any) -> int:
+    """Returns how many windows a model reads at once."""
+    config = model.config
+    return int(config.max_frames if hasattr(config, "max_frames") else config.max_video_length)
+
+
+def read_tokens(column: pa.ChunkedArray) -> Iterator[WindowFeats]:
+    """Yields the tokens of each row, in order, as features (W, 1). column: lists of structs start_s, end_s, token."""
+    for row in column:
+        entries = row.as_py() or []
+        starts, ends, tokens = ([entry[name] for entry in entries] for name in ("start_s", "end_s", "token"))
+        feats = np.array(tokens, np.float32).reshape(-1, 1)
+        yield WindowFeats(np.array(starts, np.float32), np.array(ends, np.float32), feats)
 
 
 def _width(folder: Path) -> int | None:

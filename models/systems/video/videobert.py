@@ -109,6 +109,10 @@ class VideoBert(Model):
         x, length, num_video = out.hidden
         return {"text": x[:, :length], "video": x[:, length + 1 : length + 1 + num_video]}
 
+    def video_tokens(self, out: Outputs) -> Tensor:
+        """(B, T, width): states of the video tokens, each with those around it and the text, if there is one."""
+        return out.fused["video"]
+
     def word_hidden(self, out: Outputs) -> Tensor:
         return out.fused["text"]
 

@@ -59,6 +59,13 @@ class FrameWindows(Windows):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContextWindows(Windows):
+    """`Windows` of the column `context_feats`."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("context_feats",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pooled2d3d(Windows):
     """`Windows` of the column `feat_2d3d`, HowTo100M's features: one per clip."""
 
