@@ -116,7 +116,7 @@ class VideoWorld(GatherStage):
     corrupt: Share = 0.03
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, drawn from -1 s to this
     num_segments: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = NUM_SEGMENTS
-    lag_s: Annotated[float, Field(ge=-1)] | None = None  # the same for all films; what is seen does not change
+    lag_s: Annotated[float, Field(ge=-1)] | None = None  # the same for all films
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 

@@ -18,7 +18,8 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.row import RESULTS, TEXTS
-from vlpipe.stages.evaluate.caption_scores import PIP_LINE, TOKENIZER, caption_scores
+from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE
+from vlpipe.stages.evaluate.caption_scores import TOKENIZER, caption_scores
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.evaluate.video.clip_rows import clip_rows
 from vlpipe.stages.loading.rows import Row
