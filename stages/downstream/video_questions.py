@@ -21,7 +21,7 @@ from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.common.batches import with_texts, without
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.lists.folder import wanted
-from vlpipe.stages.lists.json_values import load_json, whole_number
+from vlpipe.stages.lists.json_values import load_json, number_or_name, whole_number
 from vlpipe.stages.lists.list import list_files, text_of
 from vlpipe.stages.lists.readers import read_rows
 from vlpipe.stages.lists.vqa import normalised
@@ -152,7 +152,7 @@ class MsrvttQuestions(AsksVideos):
             answer = normalised(wanted(one, "answer", str, where))
             if not question or not answer:
                 raise VlpipeError(f"{where}: wanted a question and an answer that are not empty")
-            video = self.file_name.format(id=whole_number(one, "video_id", where))
+            video = self.file_name.format(id=number_or_name(one, "video_id", where))
             said = {"question": question, "answer": answer, "score": 1.0}
             found.setdefault(video, {}).setdefault(question, said)
         return {video: list(asked.values()) for video, asked in found.items()}

@@ -103,6 +103,20 @@ def whole_number(record: Any, key: str, where: str) -> int:
     raise VlpipeError(f"{where}: wanted a whole number as {key!r}, got {shown(value)}")
 
 
+def number_or_name(record: Any, key: str, where: str) -> int | str:
+    """Returns record[key], a whole number as `whole_number` reads it, or a text that is not blank. Raises VlpipeError, with
+    `where`, for anything else."""
+    value = record.get(key) if isinstance(record, dict) else None
+    if isinstance(value, str) and value.strip() and not DIGITS.fullmatch(value.strip()):
+        return value
+    try:
+        return whole_number(record, key, where)
+    except VlpipeError as error:
+        raise VlpipeError(
+            f"{where}: wanted a whole number or a name as {key!r}, got {shown(value)}"
+        ) from error
+
+
 def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]] | None:
     """Returns an iterator of (position, item) over the JSON array in a file, one at a time, parsed as by `parse_json`.
 

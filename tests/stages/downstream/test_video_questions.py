@@ -77,7 +77,11 @@ def test_answers_of_msrvtt(tmp_path: Path) -> None:
             [{**MSRVTT[0], "answer": "the"}],
             r"\[0\]: wanted a question and an answer",
         ),
-        (MsrvttQuestions, [{**MSRVTT[0], "video_id": None}], r"\[0\]: wanted a whole number as 'video_id'"),
+        (
+            MsrvttQuestions,
+            [{**MSRVTT[0], "video_id": None}],
+            r"\[0\]: wanted a whole number or a name as 'video_id'",
+        ),
         (TvqaQuestions, {**TVQA, "a2": ["x"]}, "line 1: wanted text, got"),
         (
             TvqaQuestions,
