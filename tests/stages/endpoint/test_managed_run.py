@@ -57,7 +57,7 @@ def until(true: Callable[[], bool], within_s: float) -> None:
 @pytest.mark.parametrize("more", [["--local"], []], ids=["local", "ray"])
 def test_the_server_of_a_killed_driver_ends(tmp_path: Path, more: list[str]) -> None:
     log, root, file = tmp_path / "server.log", tmp_path / "root", tmp_path / "w.yaml"
-    file.write_text(WORKFLOW.format(num=ROWS, python=sys.executable, log=log))
+    file.write_text(WORKFLOW.format(num=ROWS, python=sys.executable, log=log, die_after=0))
     log.touch()
 
     def start() -> subprocess.Popen[bytes]:
@@ -94,3 +94,33 @@ def test_the_server_of_a_killed_driver_ends(tmp_path: Path, more: list[str]) -> 
     assert len(set(every)) == ROWS
     assert len(every) - ROWS <= allowed_after(old, killed_at)
     assert accounted(root, ROWS) == []
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_again_and_again_costs_attempts_and_no_answer(tmp_path: Path) -> None:
+    """It dies after 40 answers each time; a shard of 50 rows needs two servers, and the runner tries it again."""
+    log, root, file = tmp_path / "server.log", tmp_path / "root", tmp_path / "w.yaml"
+    file.write_text(WORKFLOW.format(num=100, python=sys.executable, log=log, die_after=40))
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        str(file),
+        "--root",
+        str(root),
+        "--local",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert accounted(root, 100) == []
+    lines = lines_of(log)
+    asked = [one["image"] for one in lines if one["what"] == "asked"]
+    answered = [one for one in lines if one["what"] == "answered"]
+    assert len(set(asked)) == 100
+    assert len(answered) >= 100
+    assert (
+        len(asked) - 100 <= 3 * 2 * 4
+    )  # three servers died, with at most 4 questions in their slots and 4 answers on the way
+    until(lambda: not servers(log), 15)
