@@ -104,6 +104,39 @@ def test_a_score_is_asked_once_whatever_is_decided_by_it(
     assert receipt["counts"]["tokens_in"] == 3000
 
 
+def test_a_full_run_uses_what_a_sample_captioned_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three shards are the sample: the full run asks about the third alone, and makes no row of the others again."""
+    import vlpipe.pipeline.cli.commands  # noqa: F401  # defines the commands
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "endpoint"))
+    root, file = tmp_path / "root", tmp_path / "w.yaml"
+    with serve() as server:
+        caption = f'{{use: "caption.endpoint:CaptionEndpoint", from: pictures, base_url: {server.url}, model: m, prompt: p}}'
+        workflow = WORKFLOW.format(url=server.url, more="answer: 'Yes'", value=0.5)
+        head, judged = workflow.split("  judged:")
+        file.write_text(
+            f"{head}  captions: {caption}\n  judged:{judged.replace('from: pictures', 'from: captions')}"
+        )
+
+        def run(*more: str) -> dict[str, int]:
+            """Returns how often the server was asked in all, and the times at which shards of the sample were made."""
+            done = CliRunner().invoke(app, ["run", str(file), "--root", str(root), "--local", *more])
+            assert done.exit_code == 0, done.output
+            files = [
+                path for step in ("captions", "judged") for path in root.glob(f"{step}-*/00000[01].parquet")
+            ]
+            return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}
+
+        first = run("--sample", "2")
+        assert server.server.asked.total() == 20 + 40  # captions; their judge, and that of the alt-texts
+        assert len(first) == 4
+        assert first.items() <= run().items()
+        assert server.server.asked.total() == 30 + 60
+        assert set(server.server.asked.values()) == {1}
+
+
 def test_a_server_without_log_probabilities() -> None:
     with (
         serve(faults={"no_logprobs": 1.0}) as server,
