@@ -140,12 +140,12 @@ def test_people_who_leave_an_apostrophe_out_give_the_same_answer(tmp_path: Path)
     """Four of ten say "don't know": of the choices of nine, six have all four and four have three, each worth 1."""
     said = ["dont know"] * 2 + ["Don't know!", "the don't know", *["no"] * 6]
     content = {"annotations": [{"question_id": 1, "answers": [{"answer": one} for one in said]}]}
-    [(_, found)] = _scores(written(tmp_path, "a.json", content), {"don't know": 0, "no": 1}, True)
+    [(_, _, found)] = _scores(written(tmp_path, "a.json", content), {"don't know": 0, "no": 1}, True)
     assert found == {0: 1.0, 1: 1.0}
     content = {
         "annotations": [{"question_id": 1, "answers": [{"answer": one} for one in said[:2] + said[4:]]}]
     }
-    [(_, found)] = _scores(written(tmp_path, "b.json", content), {"don't know": 0}, True)
+    [(_, _, found)] = _scores(written(tmp_path, "b.json", content), {"don't know": 0}, True)
     assert found == {0: pytest.approx((2 * 1 / 3 + 6 * 2 / 3) / 8)}
 
 
