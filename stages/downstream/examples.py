@@ -61,11 +61,12 @@ def batches(
     columns = tuple(dict.fromkeys(name for maker in makers.values() for name in maker.COLUMNS))
     left = examples(inputs, columns)
     while found := list(islice(left, size)):
-        items = {name: _items(maker, found) for name, maker in makers.items()}
+        items = {name: items_of(maker, found) for name, maker in makers.items()}
         yield found, batch_of({name: stream_of(maker, items[name], loaded) for name, maker in makers.items()})
 
 
-def _items(maker: Maker, found: Sequence[Example]) -> list[Item]:
+def items_of(maker: Maker, found: Sequence[Example]) -> list[Item]:
+    """Returns what a maker makes of examples."""
     rng = np.random.default_rng(0)  # nothing is drawn from it without augmentation
     return [maker(one.row, one.text, rng) for one in found]
 

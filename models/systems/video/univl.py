@@ -132,9 +132,12 @@ class UniVl(Model):
         return self.similarity(self.pooler(out.fused["text"]))[:, 0]
 
     def decoder_hidden(self, out: Outputs) -> Tensor:
+        """(M, L, width): of the text before it was masked, or of a stream `written` (B, L) beside it, such as a caption."""
         text = out.stream("text")
         ids = text.data.flatten(0, -2)
-        if "ids" in text.target and not self.config.masked_decoder_input:
+        if "written" in out.batch.streams:
+            ids = out.stream("written").data
+        elif "ids" in text.target and not self.config.masked_decoder_input:
             target = text.target["ids"].flatten(0, -2)
             ids = torch.where(target == IGNORE, ids, target)
         x = self.decoder_embed(ids)
