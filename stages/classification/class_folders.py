@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.stages.classification.labels import LABEL
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows
 
@@ -63,4 +63,10 @@ class ClassFolders(FolderSource):
 
     def _files(self, name: str) -> list[str]:
         folder = os.path.join(self.images.path, name)
-        return sorted(e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith("."))
+        names = sorted(e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith("."))
+        for one in (name, *names):
+            if not one.isascii() and any(
+                "\udc80" <= char <= "\udcff" for char in one
+            ):  # bytes that are not UTF-8
+                raise VlpipeError(f"images: {folder}: the name {shown(one)} is not UTF-8; rename it")
+        return names

@@ -31,12 +31,13 @@ def render(run: RunView) -> str:
     body = "".join(
         f'<section id="{_anchor(name)}"><h2>{name}</h2>{inner}</section>' for name, inner in sections
     )
-    script = _SCRIPT.read_text()
+    style = "".join(path.read_text(encoding="utf-8") for path in (_COLOURS, _STYLE))
+    script = _SCRIPT.read_text(encoding="utf-8")
     about = f'<p class="about">{esc(without_secrets(run.description))}</p>'
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n{_policy(script)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{esc(run.title)}</title>\n<style>{_COLOURS.read_text()}{_STYLE.read_text()}</style></head>\n"
+        f"<title>{esc(run.title)}</title>\n<style>{style}</style></head>\n"
         f'<body><header><div class="top"><h1>{esc(run.title)}</h1>'
         '<button id="theme" title="light or dark" aria-label="light or dark">&#9680;</button></div>'
         f"{about}{_tiles(run)}<nav>{nav}</nav></header>\n"

@@ -84,7 +84,8 @@ class SquadScores(GatherStage):
             values.append((bool(one.answers), exact(answer, one.answers), f1(answer, one.answers)))
         if not values:
             raise VlpipeError("text_tasks.answered: there is no question")
-        (Path(job.artifacts) / "predictions.json").write_text(json.dumps(said, ensure_ascii=False, indent=0))
+        text = json.dumps(said, ensure_ascii=False, indent=0)
+        (Path(job.artifacts) / "predictions.json").write_text(text, encoding="utf-8")
         rows = [{"name": n, "value": v, "num_rows": num} for n, v, num in figures(values)]
         job.emit(pa.Table.from_pylist(rows, RESULTS))
 

@@ -100,6 +100,8 @@ class GlueTask(SourceStage):
     def _examples(self) -> Iterator[tuple[int, list[str], float | None]]:
         """Yields (number of the example, its sentences, its label or score)."""
         task, path = TASKS[self.task], Path(self.file.path)
+        if not path.is_file() or path.suffix.lower() != ".tsv":
+            raise VlpipeError(f"file: {path} is no .tsv file; wanted train.tsv or dev.tsv of {self.task}")
         wanted = {name: name for name in (*task.texts, task.label)}
         for number, (where, row) in enumerate(read_rows(path, wanted, task.header)):
             if isinstance(row, BadLine):

@@ -76,7 +76,7 @@ class Progress:
         return [f"{flops_per_s / 1e12:.3g} TFLOP/s", *mfu]
 
     def say(self, line: str) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
 
@@ -88,7 +88,7 @@ def following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     def follow() -> None:
         rest = ""
-        with path.open() as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             file.seek(start)
             while True:
                 last = done.wait(POLL_S)

@@ -119,7 +119,7 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(line: str) -> None:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line.rstrip("\n") + "\n")
 
     return say

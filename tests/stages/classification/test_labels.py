@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,4 +114,11 @@ def test_a_class_that_is_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         VlpipeError, match="'dog' is a link to a folder, whose content is not part of the key"
     ):
+        list(ClassFolders(images=File(path=str(tmp_path / "root"))).rows())
+
+
+def test_a_name_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "root/cat").mkdir(parents=True)
+    (tmp_path / "root/cat" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.raises(VlpipeError, match=r"the name 'caf.*\.jpg' is not UTF-8; rename it"):
         list(ClassFolders(images=File(path=str(tmp_path / "root"))).rows())
