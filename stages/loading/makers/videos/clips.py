@@ -18,12 +18,15 @@ CLIPS = "clips"  # column of video rows: list<struct<start_s, end_s, text, candi
 class OfVideo(Maker):
     """Base of makers of video rows: each sample has `pairs` clips of the video, drawn with replacement.
 
-    Streams of one sample must have the same `pairs`.
+    neighbours: clips that follow each other instead, the first of which is clip 0, `pairs`, 2 x `pairs`, ...; after the last
+    clip of the video comes its first one (UniVL's code, 3 clips). Streams of one sample must have the same `pairs` and
+    `neighbours`.
     """
 
     SHARES: ClassVar[str] = CLIPS
 
     pairs: int = 64  # n_pair of HowTo100M's code
+    neighbours: bool = False
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
@@ -36,7 +39,10 @@ class OfVideo(Maker):
             raise VlpipeError(
                 f"training: row {row.id} has no clips; add a step before training that rejects it"
             )
-        found: list[dict[str, Any]] = [
-            clips[int(k)].as_py() for k in rng.integers(len(clips), size=self.pairs)
-        ]
+        if self.neighbours:
+            first = self.pairs * int(rng.integers(-(-len(clips) // self.pairs)))
+            chosen = [(first + k) % len(clips) for k in range(self.pairs)]
+        else:
+            chosen = rng.integers(len(clips), size=self.pairs).tolist()
+        found: list[dict[str, Any]] = [clips[k].as_py() for k in chosen]
         return found

@@ -74,6 +74,49 @@ class VideoNarration(OfVideo):
         return _masked(super().collate(items), self.tokenizer.pad)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoText(OfVideo):
+    """Token ids (B, N, L) of what is said during N = `pairs` clips of a video, each with start and end token, and mask.
+
+    max_length: L at most; a longer text is cut. max_positions: the number of positions that the model has.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (CLIPS,)
+
+    tokenizer: Any = field(repr=False)
+    max_length: int = 48  # UniVL
+    max_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 3 <= self.max_length <= (self.max_positions or self.max_length):
+            raise ValueError(
+                f"streams: max_length must be from 3 to {self.max_positions or 'any'}, the positions of the model, got "
+                f"{self.max_length}"
+            )
+
+    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+        texts = [clip["text"] for clip in self.drawn(row, rng)]
+        ids = [self.tokenizer.encode_one(one, self.max_length)[0] for one in texts]
+        data = np.full((len(ids), self.max_length), self.tokenizer.pad, np.int64)
+        for clip, some in enumerate(ids):
+            data[clip, : len(some)] = some
+        lengths = np.array([len(some) for some in ids])
+        return {
+            "data": data,
+            "lengths": lengths,
+            ROW: note(row.image_id),
+            SAYS: note(folded(" | ".join(texts))),
+        }
+
+    def collate(self, items: Sequence[Item]) -> Stream:
+        import torch
+
+        lengths = torch.from_numpy(np.stack([one["lengths"] for one in items]))
+        found, longest = super().collate(items), int(lengths.max())
+        return replace(found, data=found.data[..., :longest], mask=torch.arange(longest) < lengths[..., None])
+
+
 def bag_item(
     texts: Sequence[Sequence[str]], row: Row | None, tokenizer: Any, num: int, max_words: int
 ) -> Item:
