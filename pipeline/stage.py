@@ -142,6 +142,9 @@ class PartsWork(Protocol):
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 
 
+REFUSED_ALL = (
+    "refused_all:"  # a count of a stage that fetches: of URLs of a host, in a batch in which it refused all
+)
 TIMED = ("waiting", "computing")  # kinds of `TimedWork.seconds`
 
 

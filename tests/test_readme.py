@@ -80,7 +80,8 @@ def test_every_stage_it_names_is_there() -> None:
 
 
 def test_the_house_is_drawn_as_it_is() -> None:
-    (drawn,) = [block for block in re.findall(r"```\n(.*?)```", README, re.S) if "pipeline/  " in block]
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", README, re.S | re.M)
+    (drawn,) = [block for block in blocks if "pipeline/  " in block]
     for part in ("pipeline", "stages"):
         text = drawn[drawn.index(f"{part}/ ") :]
         text = text[: re.search(r"\n(?=\w)", text).start()]  # type: ignore[union-attr]

@@ -44,6 +44,7 @@ from vlpipe.pipeline.inspect.verify import run as verify
 from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.criteria import criteria_of
 from vlpipe.pipeline.workflow.step import find_step
 
 PLAIN_WIDTH = 200  # characters, for tables in files and pipes
@@ -378,7 +379,7 @@ def report_command(
     profile: ProfileOpt = None,
     to: Annotated[str, typer.Option("--out", metavar="FILE", help="output file")] = "report.html",
 ) -> None:
-    """Write one self-contained HTML page: funnel, images with texts and reject reasons, scores, losses, results."""
+    """Write one self-contained HTML page of at most 10 MB: what came out, funnel, images with texts, results, losses."""
     from vlpipe.stages.report.page import RunView, StepView, render
 
     found, store = load(workflow, root, set_, profile)
@@ -386,6 +387,7 @@ def report_command(
     steps = plan(found, store)
     values = report.step_values(steps, store, running=status.lock_holder(store).is_running)
     views = [StepView(**one) for one in values]
-    text = render(RunView(title=found.name, description=found.description, steps=views))
+    criteria = criteria_of(found.path)
+    text = render(RunView(title=found.name, description=found.description, steps=views, criteria=criteria))
     Path(to).write_text(text, encoding="utf-8")
     say(f"{found.name}: {to}, {size(len(text.encode()))}")

@@ -8,6 +8,7 @@ import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import typer
 
 from vlpipe.pipeline.cli.app import app, out
 from vlpipe.pipeline.cli.commands import draw, say
-from vlpipe.pipeline.cli.thumbnails import drawn, knows_kitty
+from vlpipe.pipeline.cli.thumbnails import Way, best_way, drawn
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.engine.records.manifest import check_format
 from vlpipe.pipeline.engine.records.rejects import rejects_path
@@ -25,6 +26,7 @@ from vlpipe.pipeline.inspect.on_disk import step_folders
 from vlpipe.pipeline.inspect.rows.heavy import HeavyReader
 from vlpipe.pipeline.inspect.rows.sql import query
 from vlpipe.pipeline.inspect.rows.table import RowTable, open_files, open_rows
+from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.ui.shapes import plain
 from vlpipe.pipeline.workflow.load import resolve_workflow, root_of
@@ -33,7 +35,8 @@ from vlpipe.pipeline.workflow.load import resolve_workflow, root_of
 @app.command("show")
 def show_command(
     path: Annotated[
-        str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")
+        str,
+        typer.Argument(help="ROOT/STEP or a step's folder, a shard, a _rejects folder, or a Parquet file"),
     ],
     num_rows: Annotated[int, typer.Option("-n", min=0, help="number of rows")] = 5,
     where: Annotated[
@@ -50,7 +53,13 @@ def show_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="print only the rows, one JSON object a line")
     ] = False,
-    images: Annotated[bool, typer.Option("--images", help="draw the column `image` of each row")] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="draw the column `image` of each row, in a terminal")
+    ] = False,
+    draw_as: Annotated[
+        Way | None,
+        typer.Option("--draw-as", help="how --images draws; default: the best that the terminal knows"),
+    ] = None,
 ) -> None:
     """Show the content of a step or a shard: schema, counts, rejects by reason, first rows."""
     if sql is not None and (where is not None or images):
@@ -69,7 +78,7 @@ def show_command(
         json_lines(shown.rows)
     elif images:
         draw(show.render(replace(shown, rows=[])))
-        draw_rows(shown.rows, shown.schema, table_of(place, path))
+        draw_rows(shown.rows, shown.schema, table_of(place, path), draw_as)
     else:
         draw(show.render(shown))
 
@@ -93,15 +102,18 @@ def json_lines(rows: Sequence[Mapping[str, Any]]) -> None:
         say(json.dumps(plain(row, max_chars=sys.maxsize, max_items=sys.maxsize)))
 
 
-def draw_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, table: RowTable) -> None:
+def draw_rows(
+    rows: Sequence[Mapping[str, Any]], schema: pa.Schema, table: RowTable, way: Way | None = None
+) -> None:
     """Prints rows, each below its picture. Without a terminal no picture is drawn."""
-    heavy, kitty = HeavyReader(), knows_kitty()
+    heavy = HeavyReader()
+    way = way or (best_way() if out.is_terminal else None)
     found = table.find([str(row["id"]) for row in rows if "id" in row])
     for row in rows:
         at = found.get(str(row.get("id")))
-        if at is not None and "image" in table.heavy and out.is_terminal:
+        if at is not None and "image" in table.heavy and way and out.is_terminal:
             data = heavy.value(table, at, "image")
-            for line in drawn(data, kitty) if data else ():
+            for line in drawn(data, way) if data else ():
                 out.file.write(line + "\n")
         draw(show.rows_view([row], schema))
 
@@ -114,14 +126,31 @@ def ui_command(
     ],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", metavar="DIR", help="write the page as static files for a web server instead"
+        ),
+    ] = None,
+    sample: Annotated[
+        int,
+        typer.Option("--sample", min=1, help="rows of each source that the files of --bundle have, about"),
+    ] = 300,
 ) -> None:
     """Serve a page over one or more roots on this machine, until Ctrl-C: steps, rows, scores, rejects, losses, lineage.
 
     It reads only, listens on 127.0.0.1 only, and wants the random token of the printed URL. From another machine: ssh -L.
     """
-    from vlpipe.pipeline.ui.views import make_server
+    from vlpipe.pipeline.ui.views import make_server, make_site
 
     stores = [root_store(path) for path in dict.fromkeys(roots)]
+    if bundle is not None:
+        from vlpipe.pipeline.ui.bundle.write import write_bundle
+
+        made = write_bundle(make_site(stores), bundle, sample)
+        about = f"{made.num_files:,} files, {size(made.num_bytes)}, {made.num_rows:,} rows"
+        say(f"{bundle}: {about}; put the folder on any web server")
+        return
     with make_server(stores, port) as server:
         say(f"{server.url}  (Ctrl-C ends it)")
         if open_:

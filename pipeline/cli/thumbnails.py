@@ -1,4 +1,4 @@
-"""Pictures in a terminal: as the Kitty protocol sends them, or as half blocks with 24-bit colours."""
+"""Pictures in a terminal: as the Kitty protocol sends them, as sixels, or as half blocks with 24-bit colours."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import base64
 import io
 import os
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from PIL import Image
+
+from vlpipe.pipeline.cli.sixel import knows_sixel, sixel_lines
 
 COLUMNS = 36  # width of a picture, in characters
 LINES = 14  # its height at most; a line has two pixels of a half block
@@ -16,12 +19,20 @@ CHUNK = 4096  # characters of a Kitty command
 MAX_PIXELS = 64_000_000
 
 
+Way = Literal["kitty", "sixel", "blocks"]
+
+
+def best_way() -> Way:
+    """Returns how this terminal draws pictures best."""
+    return "kitty" if knows_kitty() else "sixel" if knows_sixel() else "blocks"
+
+
 def knows_kitty(environ: Mapping[str, str] = os.environ) -> bool:
     """True if the terminal says that it draws pictures by the Kitty protocol."""
     return "KITTY_WINDOW_ID" in environ or environ.get("TERM") in ("xterm-kitty", "xterm-ghostty")
 
 
-def drawn(data: bytes, kitty: bool) -> Iterator[str]:
+def drawn(data: bytes, way: Way) -> Iterator[str]:
     """Yields the lines that draw a picture; one line with the reason if it cannot be read."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -31,7 +42,7 @@ def drawn(data: bytes, kitty: bool) -> Iterator[str]:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         yield f"<no picture: {type(error).__name__}>"
         return
-    yield from kitty_lines(picture) if kitty else half_blocks(picture)
+    yield from {"kitty": kitty_lines, "sixel": sixel_lines, "blocks": half_blocks}[way](picture)
 
 
 def half_blocks(picture: Image.Image) -> Iterator[str]:

@@ -394,5 +394,6 @@ def remember(steps: Sequence[PlannedStep], store: Store) -> None:
             "torch_threads": step.torch_threads,
             "inputs": [above.folder for above in one.above],
             "gather": is_gather(one),
+            "filters": isinstance(one.keyed.step.stage, MapStage) and one.keyed.step.stage.FILTERS,
         }
     write_sealed(store, RECORD, record)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vlpipe.pipeline.engine.plan import PlannedStep, artifacts_digest, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, artifacts_digest, is_gather, read_record
 from vlpipe.pipeline.engine.records.keys import shard_key
 from vlpipe.pipeline.engine.records.manifest import Manifest, check_format, read_manifest
 from vlpipe.pipeline.engine.records.receipts import (
@@ -52,10 +52,15 @@ class StepRecord:
 
 
 def find_place(path: str) -> StepFolder:
-    """Returns what a user's path points to. Raises VlpipeError if it does not exist or is not one of StepFolder's kinds."""
+    """Returns what a user's path points to; `ROOT/STEP` stands for the folder of that step in the last run.
+
+    Raises VlpipeError if it does not exist or is not one of StepFolder's kinds.
+    """
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
     if not Store(url).exists(""):
+        if last := _of_last_run(url):
+            return find_place(last)
         names = [n for n in Store(above).list() if n[0] not in "_."] if above else []
         near = did_you_mean(name, names[:50])
         raise VlpipeError(f"there is no file or folder {path}{near}")
@@ -75,6 +80,20 @@ def find_place(path: str) -> StepFolder:
     raise VlpipeError(
         f"{path} is neither an output root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
     )
+
+
+def _of_last_run(url: str) -> str:
+    """Returns `ROOT/STEP/...` with the folder that the last run used for the step; empty if there is none."""
+    root, rest = url, ""
+    for _ in range(3):  # STEP, STEP/_rejects, STEP/_rejects/000000.parquet
+        root, _, name = root.rpartition("/")
+        if not root:
+            break
+        folder = read_record(Store(root)).get(name, {}).get("folder")
+        if isinstance(folder, str) and folder and Store(root).exists(folder):
+            return f"{root}/{folder}{rest}"
+        rest = f"/{name}{rest}"
+    return ""
 
 
 def is_step_folder(store: Store, name: str) -> bool:

@@ -10,6 +10,7 @@ from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_counts
 from vlpipe.pipeline.engine.records.rejects import read_rejects
 from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.inspect.alarms import alarms
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import TIMED, Dataset
@@ -52,6 +53,7 @@ def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> 
         "spent": dict(spent),
         "params": dict(one.keyed.step.params),
         "inputs": tuple(p.name for p in one.above),
+        "alarms": tuple(alarms(one, store)),
         "dataset": Dataset(store, one.name, one.schema_out, shards) if shards else None,
         "rejects_sample": _sample(one, receipts, store),
     }

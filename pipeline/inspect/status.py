@@ -33,7 +33,7 @@ class StepStatus:
     seconds: float  # summed over shards, also if they ran in parallel
     bytes: int
     why: str  # why the step is not done; empty if it is done or running
-    alarms: tuple[str, ...] = ()  # of a finished step, see `alarms.py`
+    alarms: tuple[str, ...] = ()  # of a finished or running step, see `alarms.py`
 
 
 def status(steps: Sequence[PlannedStep], store: Store) -> list[StepStatus]:
@@ -74,6 +74,7 @@ def _status(one: PlannedStep, have: StepReceipts, store: Store, run: str) -> Ste
         seconds=seconds_of(store, one.folder, receipts),
         bytes=sum(r.bytes for r in receipts),
         why="" if runs else one.reason,
+        alarms=tuple(alarms(one, store)) if runs else (),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from vlpipe.pipeline.errors import cut, printable
 
 MAX_CHARS = 200
 MAX_ITEMS = 4
 DIGEST = re.compile(r"[0-9a-f]{64}")
+URL = re.compile(r"[a-z][a-z0-9+.-]{0,30}://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
@@ -59,3 +61,18 @@ def counts(rejects: Mapping[str, int], max_codes: int | None = None) -> str:
     ordered = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
     text = ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in ordered[:max_codes])
     return text if len(ordered) <= (max_codes or len(ordered)) else f"{text}, ..."
+
+
+def without_secrets(text: str) -> str:
+    """Strips user name, password, query and fragment from URLs in `text`, as they may contain tokens."""
+    return URL.sub(lambda found: _bare_url(found[0]), text) if "://" in text else text
+
+
+def _bare_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        host = parts.hostname or ""
+    except ValueError:  # an invalid URL
+        return url.split("://", 1)[0] + "://..."
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlpipe.pipeline.inspect.roots.curves import LOSS_COLUMNS, RESULT_COLUMNS, curves, results
-from vlpipe.pipeline.inspect.roots.lineage import Passed, lineage
+from vlpipe.pipeline.inspect.roots.lineage import OnDisk, Passed, lineage
 from vlpipe.pipeline.inspect.roots.state import RootState, StepState
 from vlpipe.pipeline.inspect.show import merge_columns
 from vlpipe.pipeline.ui.row_sources import rows_of
@@ -48,12 +48,12 @@ def _step(one: StepState) -> dict[str, Any]:
         "said": plain(one.said.last, 300),
         "train": [one.said.done, one.said.total],
         "warning": one.warning,
-        "kind": _kind(one),
+        "kind": kind_of_rows(one),
         "pictures": "image: binary" in one.columns,
     }
 
 
-def _kind(one: StepState) -> str:
+def kind_of_rows(one: StepState) -> str:
     """Returns what the step's rows are: losses, results, decisions, rows; or nothing."""
     if one.columns in (LOSS_COLUMNS, RESULT_COLUMNS):
         return "losses" if one.columns == LOSS_COLUMNS else "results"
@@ -120,17 +120,13 @@ def _chosen(state: RootState, folders: Sequence[str]) -> list[StepState]:
 def lineage_view(site: Site, root: Root, query: Query) -> dict[str, Any]:
     """Returns what each step did with the row of the parameter `id`. step: where the page found it, so as not to search."""
     state = root.reader.state()
-    passed = lineage(root.store, state, query.text("id"), query.text("step", ""))
-    return {"id": query.text("id"), "passed": [_passed(site, root, one) for one in passed]}
+    passed = lineage(OnDisk(root.store), state, query.text("id"), query.text("step", ""))
+    return {"id": query.text("id"), "passed": [*map(passed_json, passed)]}
 
 
-def _passed(site: Site, root: Root, one: Passed) -> dict[str, Any]:
-    found: dict[str, Any] = {**asdict(one), "lines": [plain(line) for line in one.lines]}
-    found["heavy"] = []
-    if one.at is not None:
-        table = rows_of(root, one.folder)
-        found["heavy"] = list(table.heavy)
-    return found
+def passed_json(one: Passed) -> dict[str, Any]:
+    """Returns what a step did with a row, as the page reads it."""
+    return {**asdict(one), "lines": [plain(line) for line in one.lines]}
 
 
 def find_view(site: Site, root: Root, query: Query) -> dict[str, Any]:
@@ -146,7 +142,7 @@ def find_view(site: Site, root: Root, query: Query) -> dict[str, Any]:
         if at is None:
             continue
         row: Mapping[str, Any] = table.rows([at])[0]
-        way = lineage(root.store, state, str(row["id"]), one.folder)
+        way = lineage(OnDisk(root.store), state, str(row["id"]), one.folder)
         shown = [p for p in way if p.at is not None and p.row_id == row["id"] and p.what != "decided"]
         with_picture = [p for p in shown if "image" in rows_of(root, p.folder).heavy]
         last = next(iter([*with_picture[::-1], *shown]), None)

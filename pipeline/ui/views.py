@@ -31,4 +31,9 @@ VIEWS: dict[str, View] = {
 
 def make_server(stores: Sequence[Store], port: int = 0) -> UiServer:
     """Returns a server of these roots that listens on 127.0.0.1. port: 0 for any free one."""
-    return UiServer(Site(stores, VIEWS), port)
+    return UiServer(make_site(stores), port)
+
+
+def make_site(stores: Sequence[Store]) -> Site:
+    """Returns what answers requests about these roots."""
+    return Site(stores, VIEWS)

@@ -13,11 +13,14 @@ from typing import Any
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.inspect.alarms import alarms
 from vlpipe.pipeline.inspect.roots.said import read_said
 from vlpipe.pipeline.storage.store import Store
 
 EVERY_S = 5.0
 Log = Callable[[str, int, Mapping[str, float]], None]  # step of the workflow, training step, figure -> value
+Tell = Callable[[str, str], None]  # step of the workflow, an alarm
+Logger = tuple[Log, Tell, Callable[[], None]]  # the last one closes it
 
 
 class Curves:
@@ -36,7 +39,7 @@ class Curves:
         self.watcher = Watcher(started=self._started, finished=self._finished, tick=self._tick)
 
     def __enter__(self) -> Curves:
-        self._log, self._close = self._make(self._target, self._run_id)
+        self._log, self._tell, self._close = self._make(self._target, self._run_id)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,6 +54,8 @@ class Curves:
     def _finished(self, one: PlannedStep) -> None:
         if self._running.pop(one.name, None) is not None:
             self._send(one)
+        for text in alarms(one, self._store):
+            self._tell(one.name, text)
 
     def _tick(self) -> None:
         if time.monotonic() - self._looked_s >= EVERY_S:
@@ -68,8 +73,8 @@ class Curves:
             self._sent[one.name] = at
 
 
-def tensorboard(folder: str, run_id: str) -> tuple[Log, Callable[[], None]]:
-    """Returns a function that writes figures to FOLDER/RUN, and one that closes the file."""
+def tensorboard(folder: str, run_id: str) -> Logger:
+    """Returns what writes figures to FOLDER/RUN; alarms become its texts STEP/alarms."""
     try:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
     except ImportError as error:
@@ -83,11 +88,15 @@ def tensorboard(folder: str, run_id: str) -> tuple[Log, Callable[[], None]]:
             writer.add_scalar(f"{step}/{name}", value, at)
         writer.flush()
 
-    return log, writer.close
+    def tell(step: str, text: str) -> None:
+        writer.add_text(f"{step}/alarms", text)
+        writer.flush()
+
+    return log, tell, writer.close
 
 
-def wandb(project: str, run_id: str) -> tuple[Log, Callable[[], None]]:
-    """Returns a function that logs figures to a run of a project, and one that finishes it."""
+def wandb(project: str, run_id: str) -> Logger:
+    """Returns what logs figures to a run of a project; alarms become its alerts."""
     try:
         import wandb as package
     except ImportError as error:
@@ -102,4 +111,7 @@ def wandb(project: str, run_id: str) -> tuple[Log, Callable[[], None]]:
             known.add(step)
         run.log({f"{step}/step": at, **{f"{step}/{name}": value for name, value in found.items()}})
 
-    return log, run.finish
+    def tell(step: str, text: str) -> None:
+        run.alert(title=f"vlpipe: {step}", text=text)
+
+    return log, tell, run.finish

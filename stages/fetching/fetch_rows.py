@@ -16,6 +16,7 @@ from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, joined
 from vlpipe.stages.fetching.blocklist import BLOCKED, Blocklist
 from vlpipe.stages.fetching.columns import MATCHES
+from vlpipe.stages.fetching.refusals import Refusals
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import EXPECTED, FAULT
 from vlpipe.stages.web.event_loop import Asked
@@ -69,17 +70,20 @@ class FetchRows:
         """
         rows = self._rows_of(batch)
         log: list[dict[str, Any]] = []
+        tally = Refusals()
         under_way = self._under_way.pop(_ids(batch), None)
         listed, started = under_way or _start(_listed(batch), self._fetch)
         try:
             for first in range(0, len(listed), CHECK_ROWS):
                 together = range(first, min(first + CHECK_ROWS, len(listed)))
                 self._wait([one for row in together if isinstance(one := started[row], Asked)])
-                for ready in self._ready(together, listed, started, rows, log):
+                for ready in self._ready(together, listed, started, rows, log, tally):
                     rows.add_all(ready)
                     if rows.num_bytes >= PART_BYTES:
                         yield self._part(rows, log)
-            yield self._part(rows, log)
+            last = self._part(rows, log)
+            last.counts = tally.counts()
+            yield last
         finally:
             for one in started:
                 if isinstance(one, Asked):
@@ -104,6 +108,7 @@ class FetchRows:
         started: Started,
         rows: ImageRows,
         log: list[dict[str, Any]],
+        tally: Refusals,
     ) -> Iterator[list[tuple[int, bytes, dict[str, Any]]]]:
         """Yields lists of (row number, image, columns) of the rows of `together` that have an image, about CHECK_BYTES each.
 
@@ -116,12 +121,14 @@ class FetchRows:
             asked, started[row] = started[row], DONE
             try:
                 page = self._page(listed[row], asked, log)
+                tally.add(listed[row]["url"])
                 body = page.body
                 if page.content:
                     page.content.close()
                 matches = self._is_wanted(body, listed[row].get(EXPECTED.name))
             except Exception as error:
                 fault = row_fault(error, __name__)
+                tally.add(listed[row]["url"], fault.why)
                 rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
                 continue
             flags = {MATCHES.name: matches} if self._flags_mismatch else {}

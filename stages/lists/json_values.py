@@ -17,6 +17,7 @@ MAX_FILE_BYTES = (
 )  # of `load_json`, which takes up to ten times as much memory; COCO's largest file has 450 MB
 SPACE = " \t\n\r"
 DIGITS = re.compile(r"-?[0-9]{1,19}")
+OPENS_ARRAY = re.compile(r'\s*\{\s*"[^"\\]*"\s*:\s*\[')
 
 
 class Repeated(dict[str, Any]):
@@ -128,6 +129,23 @@ def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]
         if window.next_char() != "[":
             return None
     return _items(path, encoding)
+
+
+def is_by_columns(path: Path, encoding: str = "utf-8") -> bool:
+    """Returns whether a file is one object of arrays and not JSON lines: its only line is an object with nothing but arrays,
+    or the object goes on behind its first line, which opens it, or its first array."""
+    with text_file(path, encoding) as handle:
+        line = handle.readline(CHUNK_CHARS)
+        while line and not line.strip():
+            line = handle.readline(CHUNK_CHARS)
+        rest = handle.read(CHUNK_CHARS)
+    try:
+        found = parse_json(line) if len(line) < CHUNK_CHARS else None
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return not rest.strip() and bool(found) and all(isinstance(value, list) for value in found.values())
+    return line.strip() == "{" or bool(OPENS_ARRAY.match(line))
 
 
 def _items(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:

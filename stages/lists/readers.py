@@ -1,7 +1,8 @@
 """Reads the rows of list files: parquet, tsv, csv, jsonl, json. One reader per format, all with the same result.
 
 tsv has no quoting (a tab always ends a field, as in CC3M), csv has. json is an array of objects, as BLIP's lists of web
-captions, or JSON lines under that name. Blank lines are no rows. Numbers are kept as written; NaN is null.
+captions; one object of arrays of equal length, as SBU's captions; or JSON lines under that name. Blank lines are no rows.
+Numbers are kept as written; NaN is null.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.storage.text_lines import MAX_LINE_BYTES, BadLine, text_lines
 from vlpipe.stages.lists.columns import Wanted, find_columns
-from vlpipe.stages.lists.json_values import Repeated, array_items, parse_json
+from vlpipe.stages.lists.json_values import Repeated, array_items, is_by_columns, load_json, parse_json
 
 BATCH_ROWS, BATCH_BYTES = 4096, 1 << 25
 NO_HEADER = "; for a list without a header line give `columns`"
@@ -225,11 +226,31 @@ def _read_json(file: Path, wanted: Wanted, columns: Sequence[str] | None, encodi
             f"{file}: remove `columns`: it names the columns of a tsv or csv, and JSON names its own"
         )
     items = array_items(file, encoding)
+    if items is None and is_by_columns(file, encoding):
+        yield from _by_columns(file, wanted)
+        return
     if items is None:
         yield from _read_jsonl(file, wanted, None, encoding)
         return
     for where, record in items:
         yield where, _json_row(where, record, wanted)
+
+
+def _by_columns(file: Path, wanted: Wanted) -> Iterator[Row]:
+    """Yields the rows of an object of arrays: {"image_urls": [...], "captions": [...]}."""
+    content = load_json(file)
+    there = list(content)
+    columns = {name: content[there[place]] for name, place in find_columns(str(file), wanted, there).items()}
+    for name, values in columns.items():
+        if not isinstance(values, list):
+            raise VlpipeError(f"{file}: wanted an array of values under {name!r}, got {shown(values)}")
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise VlpipeError(
+            f"{file}: the arrays {', '.join(f'{k!r} of {n:,}' for k, n in lengths.items())} differ in length"
+        )
+    for number, values in enumerate(zip(*columns.values(), strict=True)):
+        yield f"{file} item {number + 1}", dict(zip(columns, values, strict=True))
 
 
 Reader = Callable[[Path, Wanted, "Sequence[str] | None", str], Iterator[Row]]

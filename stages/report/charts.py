@@ -20,6 +20,10 @@ NUM_BINS = 25
 MAX_POINTS = 240  # per line; longer curves are averaged in buckets
 MIN_SMOOTHED = 40
 NUM_COLOURS = 8
+MAX_SOURCES = 12  # histograms
+MAX_CURVES = 16  # per panel
+MAX_LOSSES_BYTES = 1_500_000  # of all panels
+MAX_COLUMNS, MAX_METRICS = 40, 250  # of the table of results: 10,000 cells
 FATES = (("kept", "kept"), ("dropped", "fault"), ("not judged", "made"))  # (label, CSS class)
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +35,9 @@ def histograms(scores: Sequence[Scores]) -> str:
         return ""
     low = min(0.0, *(float(s.values.min()) for s in scores))
     high = max(1.0, *(float(s.values.max()) for s in scores))
-    panels = "".join(_histogram(one, low, high) for one in scores)
+    panels = "".join(_histogram(one, low, high) for one in scores[:MAX_SOURCES])
+    if len(scores) > MAX_SOURCES:
+        panels += f'<p class="note">and {count(len(scores) - MAX_SOURCES)} more sources</p>'
     keys = " ".join(f'<span class="key {css}"></span>{name}' for name, css in FATES)
     return f'<div class="panels">{panels}</div><p class="legend">{keys}</p>'
 
@@ -83,8 +89,14 @@ def losses(run: RunView) -> str:
             panels.setdefault(name, []).append(curve)
     if not panels:
         return ""
-    body = "".join(_losses_panel(name, curves) for name, curves in panels.items())
-    return f'<div class="panels">{body}</div>'
+    body, num_left_out = "", 0
+    for name, curves in panels.items():
+        made = _losses_panel(name, curves[:MAX_CURVES], len(curves) - MAX_CURVES)
+        if len(body) + len(made) > MAX_LOSSES_BYTES:
+            made, num_left_out = "", num_left_out + 1
+        body += made
+    more = f'<p class="note">and {count(num_left_out)} more figures</p>' if num_left_out else ""
+    return f'<div class="panels">{body}</div>{more}'
 
 
 def _holds(step: StepView, schema: pa.Schema) -> bool:
@@ -104,9 +116,9 @@ def _curves(step: StepView, css: str) -> Iterator[tuple[str, Curve]]:
         yield str(name), curve
 
 
-def _losses_panel(name: str, curves: Sequence[Curve]) -> str:
+def _losses_panel(name: str, curves: Sequence[Curve], num_more: int) -> str:
     drawn = [c for c in curves if len(c.x)]
-    legend = "".join(_last(c) for c in curves)
+    legend = "".join(_last(c) for c in curves) + (f"and {count(num_more)} more steps" if num_more > 0 else "")
     if not drawn:
         return _panel(name, legend, "<p>no value is a number</p>")
     xs, ys = (np.concatenate([getattr(c, axis) for c in drawn]) for axis in ("x", "y"))
@@ -162,8 +174,11 @@ def results(run: RunView) -> str:
             values.setdefault(row["name"], {})[step.name] = (row["value"], row["num_rows"])
     if not values:
         return ""
-    names = [s.name for s in steps]
-    return number_table(names, "".join(_metric(name, found, names) for name, found in values.items()))
+    names, metrics = [s.name for s in steps][:MAX_COLUMNS], list(values.items())[:MAX_METRICS]
+    table = number_table(names, "".join(_metric(name, found, names) for name, found in metrics))
+    if len(steps) <= MAX_COLUMNS and len(values) <= MAX_METRICS:
+        return table
+    return f"{table}<p class=note>{count(len(values))} figures of {count(len(steps))} evaluations in all</p>"
 
 
 def _metric(name: str, found: Mapping[str, tuple[float | None, int | None]], steps: Sequence[str]) -> str:

@@ -6,12 +6,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from vlpipe.pipeline.errors import cut
 from vlpipe.pipeline.shard import Reject
 from vlpipe.stages.report.html import count, esc, seconds, share, stranger
 from vlpipe.stages.report.view import RunView, StepView
 
 MAX_EXAMPLES = 3  # rejects shown per reason
 MAX_DETAIL = 200  # characters
+MAX_CODES = 24  # reasons and counts shown per step, the most frequent ones
+MAX_DETAILED_BYTES, MAX_BYTES = (
+    1_200_000,
+    1_500_000,
+)  # of the table; then lines have no details, then there are none
 STATUS = {"done": "good", "running": "busy", "failed": "bad"}
 
 
@@ -22,10 +28,20 @@ def funnel(run: RunView) -> str:
         f'<th class="{"num" if name in NUMBERS else ""}">{name}</th>'
         for name in ("step", "rows", "in", "out", "rejected", "time")
     )
-    rows = "".join(_step(step, largest) for step in run.steps)
+    rows, num_left_out = "", 0
+    brief = False
+    for number, step in enumerate(run.steps):
+        made = _step(step, largest, brief)
+        if not brief and len(rows) + len(made) > MAX_DETAILED_BYTES:
+            brief, made = True, _step(step, largest, brief=True)
+        if len(rows) + len(made) > MAX_BYTES:
+            num_left_out = len(run.steps) - number
+            break
+        rows += made
+    more = f'<p class="note">and {count(num_left_out)} more steps</p>' if num_left_out else ""
     return (
         f'<div class="scroll"><table class="funnel"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{_LEGEND}"
+        f"<tbody>{rows}</tbody></table></div>{more}{_LEGEND}"
     )
 
 
@@ -36,13 +52,13 @@ _LEGEND = (
 )
 
 
-def _step(step: StepView, largest: int) -> str:
+def _step(step: StepView, largest: int, brief: bool = False) -> str:
     rejected = count(step.num_rejected) if step.num_rejected else ""
     use = esc(step.use).replace(":", ":<wbr>")  # allows a line break in a long name
     name = f"<b>{esc(step.name)}</b>{_status(step.status)}<br><code>{use}</code>"
     return (
         f'<tr><td class="name">{name}</td>'
-        f'<td class="wide">{_bar(step, largest)}{_details(step)}</td>'
+        f'<td class="wide">{_bar(step, largest)}{"" if brief else _details(step)}</td>'
         f'<td class="num">{count(step.rows_in)}</td><td class="num">{count(step.rows_out)}</td>'
         f'<td class="num">{rejected}</td><td class="num">{seconds(step.seconds)}</td></tr>'
     )
@@ -68,7 +84,8 @@ def _bar(step: StepView, largest: int) -> str:
 
 def _details(step: StepView) -> str:
     ordered = sorted(step.rejects.items(), key=lambda item: (-item[1], item[0]))
-    chips = "".join(_reason(code, rows, step.rows_in) for code, rows in ordered)
+    chips = "".join(_reason(code, rows, step.rows_in) for code, rows in ordered[:MAX_CODES])
+    chips += f"<small>and {count(len(ordered) - MAX_CODES)} more</small>" if len(ordered) > MAX_CODES else ""
     reasons = f'<div class="reasons">{chips}</div>' if chips else ""
     inner = _params(step.params) + _counts(step.counts) + _examples(step.rejects_sample)
     more = f"<details><summary>parameters, counts and examples</summary>{inner}</details>" if inner else ""
@@ -79,7 +96,7 @@ def _reason(code: str, rows: int, rows_in: int) -> str:
     kind, _, why = code.partition(":")
     css = "filtered" if kind == "filtered" else "fault"
     numbers = f"<b>{count(rows)}</b> <small>{share(rows, rows_in)}</small>"
-    return f'<span class="reason {css}">{esc(why)} {numbers}</span>'
+    return f'<span class="reason {css}">{esc(cut(why, MAX_DETAIL))} {numbers}</span>'
 
 
 def _params(params: Mapping[str, Any]) -> str:
@@ -96,7 +113,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     """Returns a table of the stage's own counts, besides rejects."""
     rows = "".join(
         f'<tr><td><code>{esc(name)}</code></td><td class="num">{count(num)}</td></tr>'
-        for name, num in counts.items()
+        for name, num in list(counts.items())[:MAX_CODES]
     )
     return f'<table class="params">{rows}</table>' if rows else ""
 
@@ -110,11 +127,11 @@ def _examples(sample: Any) -> str:
     by_reason: dict[str, list[Reject]] = {}
     for reject in sample:
         by_reason.setdefault(f"{reject.kind}:{reject.why}", []).append(reject)
-    lines = [r for code in sorted(by_reason) for r in by_reason[code][:MAX_EXAMPLES]]
+    lines = [r for code in sorted(by_reason)[:MAX_CODES] for r in by_reason[code][:MAX_EXAMPLES]]
     if not lines:
         return ""
     rows = "".join(
-        f"<tr><td>{esc(r.why)}</td><td><code title='{esc(r.id)}'>{esc(r.id[:10])}</code></td>"
+        f"<tr><td>{esc(r.why)}</td><td><code title='{esc(cut(r.id, MAX_DETAIL))}'>{esc(r.id[:10])}</code></td>"
         f"<td>{esc(stranger(r.detail, MAX_DETAIL))}</td></tr>"
         for r in lines
     )

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.errors import RowFault, cut
 from vlpipe.pipeline.shard import Reject, Shard, heavy_names, read_batches
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.report.html import esc, stranger, without_secrets
+from vlpipe.pipeline.storage.printable import without_secrets
+from vlpipe.stages.report.html import esc, stranger
 from vlpipe.stages.report.texts import has_texts, spread
 from vlpipe.stages.report.view import RunView, StepView
 
@@ -24,6 +25,8 @@ HEAD_ROWS = 2048  # rows read per shard, so that a 1 GiB shard is not read for t
 THUMBNAIL_PX = 320
 TINY_PX = 96  # images up to this side are embedded as PNG and enlarged without smoothing
 MAX_TEXT = 300  # characters
+MAX_TEXTS = 8  # of a card
+MAX_BYTES = 2 << 20  # of all cards as they stand in the page
 COLUMNS = ("id", "url", "texts", "width", "height")
 
 
@@ -47,7 +50,11 @@ def gallery(run: RunView) -> str:
         f'<button data-show="{key}"{" class=on" if key == "all" else ""}>{label}</button>'
         for key, label in (("all", "all"), ("kept", "kept"), ("dropped", "dropped"))
     )
-    body = "".join(_card(card) for card in cards)
+    body, left = "", MAX_BYTES
+    for card in cards:
+        made = _card(card)
+        if len(made) <= left:
+            body, left = body + made, left - len(made)
     note = f"rows of <b>{esc(source.name)}</b>, and some that were dropped" if source else "dropped rows"
     return f'<p class="filters">{buttons}<span class="note">{note}</span></p><div class="cards">{body}</div>'
 
@@ -172,12 +179,14 @@ def thumbnail(data: bytes) -> str:
 def _card(card: Card) -> str:
     row = card.row
     picture = '<div class="nopicture">no picture</div>' if card.picture is None else thumbnail(card.picture)
-    texts = "".join(_text(text) for text in row["texts"] or ())
+    texts = "".join(_text(text) for text in (row["texts"] or ())[:MAX_TEXTS])
+    more = len(row["texts"] or ()) - MAX_TEXTS
+    texts += f'<li class="note">and {more} more texts</li>' if more > 0 else ""
     fate, verdict = _fate(card)
-    where = without_secrets(str(row.get("url") or ""))
+    where, id_ = cut(without_secrets(str(row.get("url") or "")), MAX_TEXT), cut(row["id"], MAX_TEXT)
     return (
         f'<article class="card {fate}">{picture}<div class="body"><p class="fate">{verdict}</p><ul>{texts}</ul>'
-        f'<p class="where"><code title="{esc(row["id"])}">{esc(row["id"][:10])}</code> '
+        f'<p class="where"><code title="{esc(id_)}">{esc(row["id"][:10])}</code> '
         f'<span title="{esc(where)}">{esc(where)}</span></p></div></article>'
     )
 

@@ -6,9 +6,9 @@ import html
 import math
 import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+from vlpipe.pipeline.storage.printable import without_secrets
+
 _CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
@@ -18,25 +18,10 @@ def esc(value: object) -> str:
     return html.escape(_CONTROL.sub("\ufffd", str(value)), quote=True)
 
 
-def without_secrets(text: str) -> str:
-    """Strips user name, password, query and fragment from URLs in `text`, as they may contain tokens."""
-    return _URL.sub(lambda found: _bare_url(found[0]), text)
-
-
 def stranger(text: str, max_chars: int = 1000) -> str:
     """Shortens untrusted text: strips secrets, cuts digests to ten digits, limits the length. It is not escaped yet."""
     short = _DIGEST.sub(lambda found: found[0][:10], without_secrets(text))
     return short if len(short) <= max_chars else short[:max_chars] + "..."
-
-
-def _bare_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-        host = parts.hostname or ""
-    except ValueError:  # an invalid URL
-        return url.split("://", 1)[0] + "://..."
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
 
 
 def count(number: int) -> str:

@@ -14,7 +14,7 @@ from vlpipe.stages.report.html import esc, stranger
 from vlpipe.stages.report.view import RunView, StepView
 
 NUM_SHOWN = 12  # per step
-MAX_BYTES = 4 << 20  # of all pictures as they stand in the page
+MAX_BYTES = 2 << 20  # of all pictures as they stand in the page
 WIDEST = 640  # pixels; wider ones are made smaller
 MAX_TEXT = 300  # characters
 

@@ -17,8 +17,9 @@ class StepView:
     rejects: "kind:why" -> number of rows, as in receipts. counts: the stage's own counts, such as a filter's
     `fails:min_side`. inputs: names of the steps it reads rows from. spent: of a step that runs a model, summed over those
     shards that measured it: `seconds` in all, of them `waiting` for input and `computing`, and `rows`; empty for others.
-    dataset: its output shards, None if there are none yet. rejects_sample: some of its rejects, preferably all of those in
-    a few evenly spaced shards including the first, because the gallery reads the first rows of such shards.
+    alarms: sentences about what deserves a look. dataset: its output shards, None if there are none yet.
+    rejects_sample: some of its rejects, preferably all of those in a few evenly spaced shards including the first, because
+    the gallery reads the first rows of such shards.
     """
 
     name: str
@@ -33,6 +34,7 @@ class StepView:
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[str] = ()
     dataset: Dataset | None = None
+    alarms: Sequence[str] = ()
     rejects_sample: Sequence[Reject] = ()
 
     @property
@@ -50,11 +52,16 @@ class StepView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A workflow's run, with its steps in file order."""
+    """A workflow's run, with its steps in file order.
+
+    criteria: what the workflow says that a run must show (`x-criteria`): (STEP.FIGURE, `above` or `below`, another figure or
+    a number).
+    """
 
     title: str
     description: str
     steps: Sequence[StepView]
+    criteria: Sequence[tuple[str, str, str | float]] = ()
 
     def step(self, name: str) -> StepView | None:
         return next((step for step in self.steps if step.name == name), None)

@@ -1,4 +1,4 @@
-"""Reads folders written by other tools: webdataset tars, img2dataset output.
+"""Reads folders written by other tools: webdataset tars, img2dataset output, Parquet files with images.
 
 May import `common`, `formats`, `images`, `lists`.
 """

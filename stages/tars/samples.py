@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -82,6 +83,10 @@ class SampleFolder(SourceStage):
     def samples(self) -> Iterator[Sample]:
         """Yields all samples, file by file, in order of file name."""
 
+    def images(self) -> Images:
+        """Returns what reads the images at the places of `samples`."""
+        return Images(Path(self.folder.path))
+
     def row_schema(self) -> pa.Schema:
         return FOUND
 
@@ -100,7 +105,7 @@ class SampleFolder(SourceStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        images = Images(Path(self.folder.path))
+        images = self.images()
         rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, damaged=self.damaged)
 
         def work(batch: pa.Table) -> Out:
@@ -157,10 +162,13 @@ def image_column(names: Sequence[str]) -> str | None:
 
 
 class Images:
-    """Reads images by position; caches the last Parquet row group, because rows are read in order."""
+    """Reads images by position; caches the last Parquet row group, because rows are read in order.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    column: of the images in Parquet files, bytes or structs with the field `bytes`; None: that of img2dataset.
+    """
+
+    def __init__(self, folder: Path, column: str | None = None) -> None:
+        self._folder, self._column = folder, column
         self._part = ""
         self._starts: list[int] = []  # first row of each row group of that part
         self._group = -1
@@ -178,7 +186,13 @@ class Images:
         group = bisect_right(self._starts, place) - 1
         if group != self._group:
             with pq.ParquetFile(path) as file:
-                column = image_column(file.schema_arrow.names)
-                self._group, self._values = group, file.read_row_group(group, columns=[column]).column(0)
+                column = self._column or image_column(file.schema_arrow.names)
+                is_struct = column in file.schema_arrow.names and pa.types.is_struct(
+                    file.schema_arrow.field(column).type
+                )
+                values = file.read_row_group(group, columns=[f"{column}.bytes" if is_struct else column])[
+                    column
+                ]
+                self._group, self._values = group, pc.struct_field(values, "bytes") if is_struct else values
         data: bytes | None = self._values[place - self._starts[group]].as_py()
         return data

@@ -5,15 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import pty
 import re
+import sys
+import termios
+import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from cli_helpers import Runs, vlpipe
 from look_at import HOSTILE, PAGES, TEXTS, picture
 from PIL import Image
 
+from vlpipe.pipeline.cli.sixel import knows_sixel, says_sixel
 from vlpipe.pipeline.cli.thumbnails import COLUMNS, drawn, knows_kitty
 from vlpipe.pipeline.inspect.rows.written import written_conditions
 from vlpipe.pipeline.parquet.column_stats import count_in
@@ -138,15 +145,94 @@ def test_lengths_of_texts_bytes_and_lists() -> None:
 
 
 def test_a_picture_as_half_blocks_and_as_kitty_draws_it() -> None:
-    lines = list(drawn(picture(3), kitty=False))
+    lines = list(drawn(picture(3), "blocks"))
     assert len(lines) == 12  # 24 x 16 pixels, 36 characters wide
     assert all(line.count("\u2580") == COLUMNS and line.endswith("\x1b[0m") for line in lines)
-    (line,) = drawn(picture(3), kitty=True)
+    (line,) = drawn(picture(3), "kitty")
     sent = "".join(re.findall(r"\x1b_G[^;]*;([^\x1b]*)\x1b\\", line))
     assert Image.open(io.BytesIO(base64.b64decode(sent))).size == (24, 16)
-    assert list(drawn(b"<svg/>", kitty=False)) == ["<no picture: UnidentifiedImageError>"]
+    assert list(drawn(b"<svg/>", "blocks")) == ["<no picture: UnidentifiedImageError>"]
     assert knows_kitty({"TERM": "xterm-kitty"})
     assert not knows_kitty({"TERM": "xterm-256color"})
+
+
+def read_sixels(text: str) -> Image.Image:
+    """The picture that a terminal draws, read by the rules of DEC's manual alone."""
+    start = re.match(r'\x1bPq"1;1;(\d+);(\d+)', text)
+    assert start is not None
+    assert text.endswith("\x1b\\")
+    found = Image.new("RGB", (int(start[1]), int(start[2])), "magenta")
+    colours: dict[int, tuple[int, int, int]] = {}
+    x = y = colour = 0
+    for part in re.findall(r"#\d+(?:;2;\d+;\d+;\d+)?|![0-9]+[?-~]|[?-~]|\$|-", text[start.end() : -2]):
+        if part[0] == "#":
+            number, *rgb = map(int, re.findall(r"\d+", part))
+            if rgb:
+                colours[number] = tuple(round(255 * one / 100) for one in rgb[1:])  # type: ignore[assignment]
+            colour = number
+        elif part in "$-":
+            x, y = 0, y + 6 * (part == "-")
+        else:
+            num = int(part[1:-1]) if part[0] == "!" else 1
+            for k in (k for k in range(6) if (ord(part[-1]) - 63) >> k & 1):
+                for at in range(x, x + num):
+                    found.putpixel((at, y + k), colours[colour])
+            x += num
+    return found
+
+
+def test_a_picture_as_sixels() -> None:
+    """The terminal draws each pixel, within the steps of 1 % that colours have."""
+    image = Image.linear_gradient("L").resize((40, 31)).convert("RGB")
+    image.putpixel((39, 30), (255, 0, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    (line,) = drawn(buffer.getvalue(), "sixel")
+    seen = read_sixels(line)
+    assert seen.size == (40, 31)
+    gaps = np.abs(np.asarray(seen, int) - np.asarray(image, int))
+    assert gaps.max() <= 4
+    assert [*drawn(b"<svg/>", "sixel")] == ["<no picture: UnidentifiedImageError>"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "knows"),
+    [
+        (b"\x1b[?62;4;6c", True),
+        (b"\x1b[?64c", False),
+        (b"x\x1b[?4c", True),
+        (b"\x1b[?62;14;40c", False),
+        (b"", False),
+    ],
+)
+def test_what_a_terminal_answers(answer: bytes, knows: bool) -> None:
+    assert says_sixel(answer) is knows
+
+
+def test_a_terminal_is_asked_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of our own: what it is asked, and what it answers; one that says nothing is not waited for long."""
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with os.fdopen(theirs, "r+b", buffering=0) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        monkeypatch.setattr(sys, "stdout", file)
+        asked: list[bytes] = []
+
+        def answer() -> None:
+            asked.append(os.read(ours, 64))
+            os.write(ours, b"\x1b[?62;4c")
+
+        terminal = threading.Thread(target=answer)
+        terminal.start()
+        assert knows_sixel({"TERM": "xterm"})
+        terminal.join()
+        assert asked == [b"\x1b[c"]
+        assert not knows_sixel({"TERM": "xterm"})
+        assert not knows_sixel({"TERM": "dumb"})
+        assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert not knows_sixel({"TERM": "xterm"})
 
 
 def test_images_need_a_terminal(scored: Path) -> None:

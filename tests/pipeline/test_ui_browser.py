@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from cli_helpers import Runs
 from look_at import HOSTILE, PAGES
+from ui_browser import LOOKS, Page, views
 from ui_client import Client, serving
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-LOOKS = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
-    "phone": {
-        "color_scheme": "light",
-        "viewport": {"width": 390, "height": 844},
-        "is_mobile": True,
-        "has_touch": True,
-    },
-}
+SHOTS = os.environ.get("VLPIPE_SHOTS", "")  # a folder for pictures of all views, to be looked at
 
 
 @pytest.fixture(scope="module")
@@ -37,82 +26,24 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no system Chromium on PATH (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as p:
-        started = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Page:
-    """A page that remembers what should not happen: console output, errors, refused and foreign requests."""
-
-    def __init__(self, browser: Any, client: Client, look: str = "light") -> None:
-        self.base = client.server.url
-        self.context = browser.new_context(**LOOKS[look])
-        self.page = self.context.new_page()
-        self.bad: list[str] = []
-        self.page.on("console", lambda message: self.bad.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.bad.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.bad.append(f"dialog: {dialog.message}"))
-        self.page.on(
-            "response", lambda r: self.bad.append(f"{r.status} {r.url}") if r.status >= 400 else None
-        )
-        self.page.on("request", lambda r: None if r.url.startswith(self.base) else self.bad.append(r.url))
-
-    def open(self, where: str) -> None:
-        self.page.goto(self.base + where)
-        self.ready()
-
-    def ready(self) -> None:
-        self.page.wait_for_selector("#main:not([aria-busy]) h1")
-        self.page.wait_for_load_state("networkidle")
-
-    def text(self, selector: str = "#main") -> str:
-        return str(self.page.inner_text(selector))
-
-
 @pytest.fixture
 def page(browser: Any, client: Client) -> Iterator[Page]:
-    made = Page(browser, client)
+    made = Page(browser, client.server.url)
     yield made
     made.context.close()
 
 
-def views(client: Client) -> dict[str, str]:
-    scored, pictures = client.folder("scored"), client.folder("pictures")
-    runs = [s["folder"] for s in client.get("run")["steps"] if s["name"] == "training"]
-    return {
-        "run": "#/0/run",
-        "step": f"#/0/step?step={scored}",
-        "rows": f"#/0/rows?step={scored}",
-        "table": f"#/0/rows?step={scored}&look=table&sql=width%3E20",
-        "filtered": f"#/0/rows?step={scored}&c={quote('texts.score<0.3')}&sort=-texts.score",
-        "rejects": f"#/0/rejects?step={scored}",
-        "faults": f"#/0/rejects?step={pictures}&c=why%3Dtruncated",
-        "scores": f"#/0/scores?step={scored}&at=0.6",
-        "duplicates": "#/0/duplicates",
-        "losses": "#/0/losses",
-        "results": "#/0/results",
-        "compare": f"#/0/compare?step={runs[0]}&with={runs[1]}&rows=1",
-        "row": f"#/0/row?step={pictures}&at=3",
-        "find": "#/0/find?text=nobody",
-    }
-
-
 @pytest.mark.parametrize("look", [*LOOKS])
 def test_every_view_draws_without_a_word_in_the_console(browser: Any, client: Client, look: str) -> None:
-    page = Page(browser, client, look)
+    page = Page(browser, client.server.url, look)
     for name, where in views(client).items():
         page.open(where)
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
         assert not page.page.evaluate(wide), f"{name} is wider than the window"
         assert "cannot be shown" not in page.text(), name
         assert page.bad == [], name
+        if SHOTS:
+            page.page.screenshot(path=f"{SHOTS}/{look}_{name}.png", full_page=True)
     page.context.close()
 
 
@@ -194,15 +125,73 @@ def test_the_keyboard_reaches_everything(client: Client, page: Page) -> None:
     assert page.bad == []
 
 
+HEADS = {
+    "1": "looked_at", "2": "Rows of", "3": "Rejects of", "4": "Scores of", "5": "Duplicates", "6": "Losses", "7": "Results",
+    "8": "Compare",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["keys", "clicks"])
+def test_every_view_is_reached_by_keys_alone_and_by_clicks_alone(
+    client: Client, page: Page, how: str
+) -> None:
+    """From the first page on, no address is typed. By keys, the focus is seen wherever it is."""
+    page.page.goto(page.base)
+    page.ready()
+    press = page.page.keyboard.press
+    for key, head in HEADS.items():
+        press(key) if how == "keys" else page.page.click(f"#top nav a:nth-child({key})")
+        page.page.wait_for_selector(f"#main:not([aria-busy]) h1:has-text('{head if key != '1' else 'root'}')")
+        assert page.page.locator("#top nav a[aria-current=page]").inner_text() == page.page.inner_text(
+            f"#top nav a:nth-child({key})"
+        )
+        if how == "keys":
+            for _ in range(12):  # through the head of the page, into what it shows
+                press("Tab")
+            seen = "getComputedStyle(document.activeElement).outlineStyle + document.activeElement.tagName"
+            assert page.page.evaluate(seen).startswith(("solid", "auto")), head
+    press("1") if how == "keys" else page.page.click("#top a.home")
+    page.page.wait_for_selector("svg.graph a.node")
+    if how == "keys":
+        press("j")
+        press("j")
+        press("Enter")
+    else:
+        page.page.click(f"a.node[id^='n-{client.folder('pictures')}']")
+    page.page.wait_for_selector("dl.columns")  # a step
+    if how == "keys":
+        while page.page.evaluate("document.activeElement.textContent") != "54 rows":
+            press("Tab")
+        press("Enter")
+    else:
+        page.page.click("a.button:has-text('54 rows')")
+    page.page.wait_for_selector("a.card")
+    if how == "keys":
+        press("j")
+        press("Enter")
+    else:
+        page.page.click("a.card >> nth=0")
+    page.page.wait_for_selector(".way li")  # a row, and its way
+    if how == "keys":
+        press("/")
+        page.page.keyboard.type("nobody")
+        press("Enter")
+    else:
+        page.page.fill("#find", "nobody")
+        page.page.press("#find", "Enter")
+    page.page.wait_for_selector("h1:has-text('No row found')")
+    assert page.bad == []
+
+
 def test_without_the_token_the_page_does_not_load(client: Client, browser: Any) -> None:
-    page = Page(browser, client)
+    page = Page(browser, client.server.url)
     page.page.goto(f"http://127.0.0.1:{client.server.port}/")
     assert "token is missing or wrong" in page.text("body")
     page.context.close()
 
 
 def test_another_page_cannot_read_it(client: Client, browser: Any, tmp_path: Path) -> None:
-    page = Page(browser, client)
+    page = Page(browser, client.server.url)
     (tmp_path / "evil.html").write_text("<p>evil</p>")
     page.page.goto(f"file://{tmp_path / 'evil.html'}")
     code = f"fetch({client.server.url + 'api/0/run'!r}).then(r => r.text()).then(t => 'read ' + t, e => 'refused')"

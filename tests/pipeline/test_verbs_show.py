@@ -222,3 +222,15 @@ def test_sizes() -> None:
     assert [size(n) for n in (0, 999, 1000, 1_250_000, 3e9, 4e12)] == [
         *("0 B", "999 B", "1.0 kB", "1.2 MB", "3.0 GB", "4.0 TB")
     ]
+
+
+def test_a_step_without_digits_is_the_one_of_the_last_run(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    (first,) = runs.root.glob("every-*")
+    runs("run", "--local", "--set", "scale.by=5")
+    (last,) = {*runs.root.glob("every-*")} - {first}
+    for rest in ("", "/000000.parquet", "/_rejects", "/_rejects/000000.parquet"):
+        assert vlpipe("show", f"{runs.root}/every{rest}") == vlpipe("show", f"{last}{rest}")
+    said = vlpipe("show", runs.root / "evry", code=1)
+    assert said[-1].startswith(f"there is no file or folder {runs.root}/evry; there are: add-")

@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import call, create_autospec
 
@@ -16,10 +17,12 @@ from helpers import CHAIN, planned
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.records.progress_notes import mark_running
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import alarms as alarms_module
 from vlpipe.pipeline.inspect.alarms import alarms
+from vlpipe.pipeline.inspect.roots.state import RootReader
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.watch import curves as curves_module
 from vlpipe.pipeline.watch import events as events_module
@@ -143,10 +146,15 @@ def test_training_curves_are_sent_once_per_step(tmp_path: Path, monkeypatch: pyt
     said.parent.mkdir(parents=True)
     got: list[tuple[str, int, dict[str, float]]] = []
     closed: list[bool] = []
+    told: list[tuple[str, str]] = []
 
     def make(target: str, run_id: str) -> Any:
         assert (target, run_id) == ("here", "0001")
-        return lambda step, at, found: got.append((step, at, dict(found))), lambda: closed.append(True)
+        return (
+            lambda step, at, found: got.append((step, at, dict(found))),
+            lambda step, text: told.append((step, text)),
+            lambda: closed.append(True),
+        )
 
     monkeypatch.setattr(curves_module, "tensorboard", make)
     monkeypatch.setattr(curves_module, "EVERY_S", 0.0)
@@ -156,20 +164,23 @@ def test_training_curves_are_sent_once_per_step(tmp_path: Path, monkeypatch: pyt
         curves.watcher.tick()
         curves.watcher.tick()
         with said.open("a") as file:
-            file.write("step 100/200  loss 8.5  100 samples/s  3 s left\n")
+            file.write("step 100/200  loss 8.5  100 samples/s  3 s left\nwarning: it is odd\n")
         curves.watcher.finished(one)
     assert got == [("sum", 50, {"loss": 9.5, "itm": 0.5}), ("sum", 100, {"loss": 8.5})]
     assert closed == [True]
+    assert told == [("sum", "it is odd")]
     with pytest.raises(VlpipeError, match="--curves: wanted tensorboard:FOLDER or wandb:PROJECT"):
         Curves(store, "0001", "mlflow:x")
 
 
 def test_tensorboards_files(tmp_path: Path) -> None:
-    log, close = curves_module.tensorboard(str(tmp_path), "0001")
+    log, tell, close = curves_module.tensorboard(str(tmp_path), "0001")
     log("pretrain", 50, {"loss": 9.5})
+    tell("pretrain", "COLLAPSE ALARM")
     close()
     (file,) = (tmp_path / "0001").iterdir()
-    assert b"pretrain/loss" in file.read_bytes()
+    for text in (b"pretrain/loss", b"pretrain/alarms", b"COLLAPSE ALARM"):
+        assert text in file.read_bytes()
 
 
 @pytest.mark.slow
@@ -178,9 +189,10 @@ def test_figures_are_logged_by_wandbs_own_methods(monkeypatch: pytest.MonkeyPatc
     wandb = pytest.importorskip("wandb")
     run = create_autospec(wandb.Run, instance=True)
     monkeypatch.setattr(wandb, "init", create_autospec(wandb.init, return_value=run))
-    log, close = curves_module.wandb("a project", "0001")
+    log, tell, close = curves_module.wandb("a project", "0001")
     log("pretrain", 50, {"loss": 9.5})
     log("pretrain", 100, {"loss": 8.5})
+    tell("pretrain", "COLLAPSE ALARM")
     close()
     wandb.init.assert_called_once_with(project="a project", name="0001")
     assert run.define_metric.call_args_list == [
@@ -191,6 +203,7 @@ def test_figures_are_logged_by_wandbs_own_methods(monkeypatch: pytest.MonkeyPatc
         call({"pretrain/step": 50, "pretrain/loss": 9.5}),
         call({"pretrain/step": 100, "pretrain/loss": 8.5}),
     ]
+    run.alert.assert_called_once_with(title="vlpipe: pretrain", text="COLLAPSE ALARM")
     run.finish.assert_called_once_with()
 
 
@@ -207,6 +220,50 @@ def test_alarms_stand_out_in_status_and_events(tmp_path: Path) -> None:
     assert any(
         "steps are done" in line for line in go("status", "--watch", "0.1")
     )  # ends at once: all are done
+
+
+WORDS = "warning: it is odd\nCOLLAPSE ALARM at step 4: all equal\nfine\n"
+
+
+def test_alarms_stand_in_everything_that_looks(tmp_path: Path) -> None:
+    """In status, events, metrics, the page, the report; of a step that is under way, too."""
+    go = Runs(tmp_path, CHAIN)
+    go("run", "--local")
+    folder = go.step("sum")
+    (folder / "_log").mkdir(exist_ok=True)
+    (folder / "_log/said.txt").write_text(WORDS)
+    found = ["it is odd", "COLLAPSE ALARM at step 4: all equal"]
+    steps, store = planned(tmp_path, CHAIN)
+    one = next(step for step in steps if step.name == "sum")
+    with EventLog(store, "0009", "toy", steps) as log:
+        log.watcher.finished(one)
+    assert [e["alarms"] for e in read_events(store, "0009") if e["event"] == "step_done"] == [found]
+    with Metrics(store, "0") as metrics:
+        metrics.watcher.finished(one)
+        assert 'vlpipe_alarms{step="sum"} 2' in metrics.text().splitlines()
+    state = {step.name: step for step in RootReader(store).state().steps}
+    assert state["sum"].warning == "; ".join(found)
+    assert state["scale"].warning == ""
+    go("report", "--out", tmp_path / "page.html")
+    assert "<b>sum</b>: COLLAPSE ALARM at step 4: all equal" in (tmp_path / "page.html").read_text()
+    (folder / "manifest.json").unlink()  # as if it were under way
+    with locked(store) as run_id:
+        assert run_id
+        mark_running(store, folder.name)
+        state = {step.name: step for step in RootReader(store).state().steps}
+        assert state["sum"].warning == "; ".join(found)
+        assert sum("warning: COLLAPSE ALARM" in line for line in go("status")) == 1
+
+
+def test_a_host_that_refuses_everything_is_an_alarm() -> None:
+    counts = {"refused_all:b.test": 60, "refused_all:a.test": 900, "other": 3}
+    assert alarms_module._refusing(SimpleNamespace(counts=counts)) == [  # type: ignore[arg-type]
+        "host a.test refused all of 900 URLs in a row",
+        "host b.test refused all of 60 URLs in a row",
+    ]
+    many = {f"refused_all:{k}.test": 100 - k for k in range(9)}
+    assert alarms_module._refusing(SimpleNamespace(counts=many))[-1] == "4 more hosts did"  # type: ignore[arg-type]
+    assert alarms_module._refusing(SimpleNamespace(counts={"other": 3})) == []  # type: ignore[arg-type]
 
 
 def test_a_model_that_waits_is_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.compute as pc
 
@@ -40,6 +40,62 @@ class Passed:
     row_id: str = ""
 
 
+class Search(Protocol):
+    """Where rows, rejects and children of an id are looked up."""
+
+    def row(
+        self, one: StepState, receipts: Sequence[Receipt], id_: str, is_map: bool
+    ) -> tuple[Receipt, int, Mapping[str, Any]] | None:
+        """Returns (receipt of its shard, position in the step, row), None if none of the shards has it.
+        is_map: `receipts` are those of the shards that the row's shard became."""
+
+    def reject(self, one: StepState, receipts: Sequence[Receipt], id_: str) -> Mapping[str, Any] | None:
+        """Returns the reject of the id, None if there is none."""
+
+    def children(self, one: StepState, receipts: Sequence[Receipt], id_: str) -> list[str]:
+        """Returns the ids of the rows whose parent it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """Looks in the files of the root, for one id at a time."""
+
+    store: Store
+
+    def row(
+        self, one: StepState, receipts: Sequence[Receipt], id_: str, is_map: bool
+    ) -> tuple[Receipt, int, Mapping[str, Any]] | None:
+        for receipt in self._candidates(one, receipts, id_, is_map):
+            row = next(rows_where(self.store, receipt, "id", id_), None)
+            if row is not None:
+                before = sum(r.shard.num_rows for r in one.receipts if r.index < receipt.index)
+                return receipt, before + open_rows(self.store, one.folder, [receipt]).find([id_])[id_], row
+        return None
+
+    def _candidates(
+        self, one: StepState, receipts: Sequence[Receipt], id_: str, is_map: bool
+    ) -> Iterator[Receipt]:
+        """Yields the receipts of shards that may have the row: the one it goes to, else the one that has its id."""
+        if is_map:
+            yield from receipts
+            return
+        table = open_rows(self.store, one.folder, receipts)
+        at = table.find([id_]).get(id_)
+        if at is not None:
+            yield receipts[table.shard_of(at)[0]]
+
+    def reject(self, one: StepState, receipts: Sequence[Receipt], id_: str) -> Mapping[str, Any] | None:
+        for receipt in receipts:
+            if receipt.rejects:
+                table = read_rejects(self.store, one.folder, receipt.index)
+                for reject in table.filter(pc.equal(table["id"], id_)).to_pylist():
+                    return reject
+        return None
+
+    def children(self, one: StepState, receipts: Sequence[Receipt], id_: str) -> list[str]:
+        return [row["id"] for r in receipts for row in rows_where(self.store, r, "parent", id_)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     receipt: Receipt
@@ -48,10 +104,9 @@ class _Place:
 
 @dataclass
 class _Way:
-    """Follows one id. places: folder -> where the row is; gone: folder -> step that dropped it or made it into others."""
+    """Follows one id. places: folder -> where the row is."""
 
-    store: Store
-    state: RootState
+    search: Search
     id: str
     places: dict[str, _Place] = field(default_factory=dict)
 
@@ -65,30 +120,17 @@ class _Way:
         receipts = list(one.receipts)
         if is_map and before is not None:
             receipts = [r for r in receipts if r.input_digest == before.receipt.shard.digest]
-        for receipt in self._candidates(one, receipts, is_map):
-            row = next(rows_where(self.store, receipt, "id", self.id), None)
-            if row is not None:
-                return self._here(one, receipt, before, row)
+        found = self.search.row(one, receipts, self.id, is_map) if ID in one.columns else None
+        if found is not None:
+            return self._here(one, *found, before)
         return self._not_here(one, receipts, before)
 
-    def _candidates(self, one: StepState, receipts: list[Receipt], is_map: bool) -> Iterator[Receipt]:
-        """Yields the receipts of shards that may have the row: the one it goes to, else the one that has its id."""
-        if ID not in one.columns:
-            return
-        if is_map:
-            yield from receipts
-            return
-        table = open_rows(self.store, one.folder, receipts)
-        at = table.find([self.id]).get(self.id)
-        if at is not None:
-            yield receipts[table.shard_of(at)[0]]
-
     def _here(
-        self, one: StepState, receipt: Receipt, before: _Place | None, row: Mapping[str, Any]
+        self, one: StepState, receipt: Receipt, at: int, row: Mapping[str, Any], before: _Place | None
     ) -> Passed:
         old = {} if before is None else before.row
         decided = one.is_gather and before is not None and "keep" in row
-        lines = changes({} if decided else old, row)
+        lines = changes({} if decided else dict(old), dict(row))
         if before is not None and not one.is_gather:
             lines += [
                 f"- {name}" for name in old if name not in row and f"{name}: " not in "".join(one.columns)
@@ -96,22 +138,14 @@ class _Way:
         what = "decided" if decided else "new" if before is None else "changed" if lines else "same"
         if not decided:
             self.places[one.folder] = _Place(receipt, row)
-        return Passed(
-            folder=one.folder,
-            what=what,
-            at=_position(one, receipt, row, self.store),
-            lines=tuple(lines),
-            row_id=self.id,
-        )
+        return Passed(folder=one.folder, what=what, at=at, lines=tuple(lines), row_id=self.id)
 
     def _not_here(self, one: StepState, receipts: Sequence[Receipt], before: _Place | None) -> Passed | None:
-        for receipt in receipts:
-            if receipt.rejects:
-                table = read_rejects(self.store, one.folder, receipt.index)
-                for reject in table.filter(pc.equal(table["id"], self.id)).to_pylist():
-                    why = f"{reject['kind']}: {reject['why']}"
-                    detail = [cell(reject["detail"], 2000)] if reject["detail"] else []
-                    return Passed(folder=one.folder, what="dropped", lines=(why, *detail), row_id=self.id)
+        reject = self.search.reject(one, receipts, self.id)
+        if reject is not None:
+            why = f"{reject['kind']}: {reject['why']}"
+            detail = [cell(reject["detail"], 2000)] if reject["detail"] else []
+            return Passed(folder=one.folder, what="dropped", lines=(why, *detail), row_id=self.id)
         if before is None:
             return None
         if not receipts:
@@ -119,7 +153,7 @@ class _Way:
                 return Passed(folder=one.folder, what="read", row_id=self.id)
             return Passed(folder=one.folder, what="pending", row_id=self.id)
         if PARENT in one.columns and not one.is_gather:
-            ids = [row["id"] for r in receipts for row in rows_where(self.store, r, "parent", self.id)]
+            ids = self.search.children(one, receipts, self.id)
             return Passed(
                 folder=one.folder,
                 what="children",
@@ -135,21 +169,15 @@ def _makes_rows(one: StepState) -> bool:
     return PARENT in one.columns or (one.is_gather and ID in one.columns)
 
 
-def _position(one: StepState, receipt: Receipt, row: Mapping[str, Any], store: Store) -> int | None:
-    """Returns the position of a row in its step."""
-    before = sum(r.shard.num_rows for r in one.receipts if r.index < receipt.index)
-    own = open_rows(store, one.folder, [receipt]).find([str(row["id"])])
-    return before + own[str(row["id"])] if own else None
-
-
-def lineage(store: Store, state: RootState, id_: str, start: str = "") -> list[Passed]:
+def lineage(search: Search, state: RootState, id_: str, start: str = "") -> list[Passed]:
     """Returns what each step of the last run did with the row `id_`, steps in order. If it was made from a parent row, what
-    happened to that comes first. start: a folder that has the row or rejected it, so that no step has to be searched.
+    happened to that comes first. search: `OnDisk(store)`, or rows of many ids that were read before. start: a folder that
+    has the row or rejected it, so that no step has to be searched.
 
     Empty if no step has the row.
     """
     steps = _related(state, start)
-    way = _Way(store, state, id_)
+    way = _Way(search, id_)
     found: list[Passed] = []
     entered = False
     for one in steps:
@@ -162,7 +190,7 @@ def lineage(store: Store, state: RootState, id_: str, start: str = "") -> list[P
     if isinstance(parent, str) and parent != id_:
         first = next(iter(way.places))
         above = state.step(first).inputs
-        return [*lineage(store, state, parent, above[0] if above else ""), *found]
+        return [*lineage(search, state, parent, above[0] if above else ""), *found]
     return found
 
 

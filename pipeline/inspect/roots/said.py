@@ -9,34 +9,32 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from vlpipe.pipeline.inspect.alarms import said_lines, said_warnings
 from vlpipe.pipeline.storage.store import Store
 
 STEP = re.compile(r"step ([\d,]+)/([\d,]+)(?:\s+|$)")
 VALUE = re.compile(r"([A-Za-z_][\w.@/-]*) (-?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf))")
 RATE = re.compile(r"([\d,]+(?:\.\d+)?) samples/s")
-MAX_BYTES = 4 << 20  # a log that is longer is read from its end
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
     """last: the last line, or empty. done, total: training steps, 0 unless it trains. points: (step, name, value) per figure
-    of each line; rates: (step, samples per second)."""
+    of each line; rates: (step, samples per second). warnings: lines that begin with `warning:`, without that word, or are an
+    ALARM."""
 
     last: str = ""
     done: int = 0
     total: int = 0
     points: tuple[tuple[int, str, float], ...] = field(default=())
     rates: tuple[tuple[int, float], ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
 
 def read_said(store: Store, folder: str) -> Said:
     """Returns what the step said so far, nothing if it said nothing. Lines that are no progress of a training only count as
     the last one."""
-    try:
-        data = store.read_bytes(f"{folder}/_log/said.txt")[-MAX_BYTES:]
-    except FileNotFoundError:
-        return Said()
-    lines = data.decode(errors="replace").splitlines()
+    lines = said_lines(store, folder)
     steps = [(found, line) for line in lines if (found := STEP.match(line))]
     points, rates = dict[tuple[int, str], float](), dict[int, float]()
     for found, line in steps:
@@ -51,6 +49,7 @@ def read_said(store: Store, folder: str) -> Said:
         total,
         tuple((at, name, value) for (at, name), value in sorted(points.items())),
         tuple(sorted(rates.items())),
+        tuple(said_warnings(lines)),
     )
 
 

@@ -25,6 +25,7 @@ from vlpipe.pipeline.engine.records.receipts import (
     sum_counts,
 )
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.inspect.alarms import alarms_of
 from vlpipe.pipeline.inspect.on_disk import folder_now, step_folders
 from vlpipe.pipeline.inspect.roots.said import Said, read_said
 from vlpipe.pipeline.inspect.status import Holder, live_run, lock_holder
@@ -64,6 +65,7 @@ class StepState:
     seconds: float = 0.0
     said: Said = field(default_factory=Said)
     problem: str = ""  # why its records cannot be read
+    alarms: tuple[str, ...] = ()  # of a finished step; of another one, what it said
 
     @property
     def rows_in(self) -> int:
@@ -100,13 +102,16 @@ class StepState:
 
     @property
     def warning(self) -> str:
-        """A sentence if the step's numbers are those of a mistake; else empty."""
+        """What deserves a look, in one line; else empty."""
         if self.problem:
             return self.problem
-        if self.rows_in and not self.rows_out and self.rejects:
-            return f"kept 0 % of {self.rows_in:,} rows"
+        found = list(self.alarms)
+        if self.state != "done" and self.rows_in and not self.rows_out and self.rejects:
+            found.append(f"kept 0 % of its {self.rows_in:,} rows so far")
         faults = sum(r.num_faults for r in self.receipts)
-        return f"{faults:,} of {self.rows_in:,} rows failed" if faults > self.rows_in / 2 else ""
+        if faults > self.rows_in / 2:
+            found.append(f"{faults:,} of {self.rows_in:,} rows failed")
+        return "; ".join(found)
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class RootReader:
         self._read_at = float("-inf")
         self._state: RootState | None = None
         self._done: dict[tuple[str, str], list[Receipt]] = {}  # (folder, digest of its shards)
+        self._alarms: dict[tuple[str, str], tuple[str, ...]] = {}
         self._parts: dict[tuple[str, str, int], Receipt] = {}  # (folder, file, bytes)
         self._rates: dict[str, deque[tuple[float, int]]] = {}
 
@@ -183,6 +189,10 @@ class RootReader:
         }
         if manifest is not None:
             receipts = self._receipts_of(folder, manifest)
+            key = (folder, manifest.shards_digest)
+            if key not in self._alarms:
+                is_filter = bool(record.get("filters"))
+                self._alarms[key] = tuple(alarms_of(self.store, folder, manifest, receipts, is_filter))
             return StepState(
                 **both,
                 state="done",
@@ -190,6 +200,7 @@ class RootReader:
                 receipts=receipts,
                 total=manifest.num_shards,
                 seconds=seconds_of(self.store, folder, receipts),
+                alarms=self._alarms[key],
             )
         receipts = self._unfinished(folder)
         running = bool(run) and is_running(self.store, folder, run)
@@ -209,6 +220,7 @@ class RootReader:
             rate=self._rate(folder, rows) if running else None,
             seconds=seconds_of(self.store, folder, receipts) if receipts else 0.0,
             said=said,
+            alarms=said.warnings,
         )
 
     def _receipts_of(self, folder: str, manifest: Manifest) -> list[Receipt]:

@@ -1,5 +1,8 @@
-// Requests, and URLs of views. A view's URL is `#/ROOT/VIEW?parameters`: all of its state, to keep or to send.
+// Requests (of a bundle: files, see bundle.js), and URLs of views. A view's URL is `#/ROOT/VIEW?parameters`: all of its state, to keep or to send.
 
+import * as bundle from "./bundle.js";
+
+export const BUNDLE = bundle.BUNDLE;
 const BASE = new URL(".", location.href.split("#")[0]);
 let waiting = null; // what the view under construction asked for; another view ends it
 
@@ -19,13 +22,14 @@ export function pairs(params) {
   return found.toString();
 }
 
-export const path = (root, view, params = {}) => new URL(`api/${root}/${view}?${pairs(params)}`, BASE).href;
+export const path = (root, view, params = {}) => (BUNDLE ? bundle.path(root, view, params) : new URL(`api/${root}/${view}?${pairs(params)}`, BASE).href);
 
 export async function get(root, view, params = {}, signal = waiting && waiting.signal) {
+  if (BUNDLE) return bundle.get(root, view, params);
   return read(await fetch(path(root, view, params), { signal }));
 }
 
-export const about = async () => read(await fetch(new URL("about", BASE).href));
+export const about = async () => (BUNDLE ? bundle.about() : read(await fetch(new URL("about", BASE).href)));
 
 async function read(response) {
   const value = await response.json();

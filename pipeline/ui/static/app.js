@@ -1,6 +1,6 @@
 // The frame of the page: where it is, the navigation, the keyboard, dark and light, asking again while a run is going on.
 
-import { about, get, link, newView, place } from "./api.js";
+import { about, BUNDLE, get, link, newView, place } from "./api.js";
 import { add, h } from "./dom.js";
 import { compareView } from "./compare.js";
 import { duplicatesView } from "./duplicates.js";
@@ -40,6 +40,7 @@ function frame(at) {
     h("div", { class: "bar1" },
       h("a", { class: "home", href: link(at.root, "run") }, h("b", {}, "vlpipe"), " ", roots.length > 1 ? "" : (roots[0] || {}).title || ""),
       choose,
+      BUNDLE && h("span", { class: "chip", title: "made by vlpipe ui --bundle: some rows of each step" }, "a sample"),
       h("form", { class: "find", role: "search", onsubmit: (e) => { e.preventDefault(); const t = e.target.q.value.trim(); if (t) location.hash = link(at.root, "find", { text: t }); } },
         h("input", { name: "q", id: "find", type: "search", placeholder: "id or URL of a row", "aria-label": "find a row by id or URL", value: at.view === "find" ? at.one("text") : "" })),
       h("button", { type: "button", id: "theme", title: "dark or light (t)", "aria-label": "dark or light", onclick: theme }, "◐"),
@@ -90,7 +91,7 @@ async function draw({ again = false } = {}) {
       document.title = `${made.title || title} – vlpipe`;
       if (!again && !document.activeElement.closest("#top")) main.focus({ preventScroll: true });
       if (!again) scrollTo(0, 0);
-      if (made.live !== undefined) timer = setTimeout(() => draw({ again: true }), made.live ? LIVE_MS : IDLE_MS);
+      if (made.live !== undefined && !BUNDLE) timer = setTimeout(() => draw({ again: true }), made.live ? LIVE_MS : IDLE_MS);
     }
   } catch (error) {
     if (error.name === "AbortError" || started !== current) return;

@@ -2,7 +2,7 @@
 
 import { count, h, number, s, visible } from "./dom.js";
 
-const W = 460, H = 220, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 26;
+const W = 460, H = 220, LEFT = 52, RIGHT = 22, TOP = 10, BOTTOM = 26;
 
 export function ticks(low, high, about = 4) {
   if (!(high > low)) return [low];

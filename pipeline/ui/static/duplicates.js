@@ -20,7 +20,7 @@ export async function duplicatesView(at) {
     nodes: [h("h1", {}, "Duplicates found by ", h("a", { href: link(at.root, "step", { step: one.folder }), "data-up": true }, one.name)),
       h("div", { class: "controls" }, picker(at, "duplicates", steps, one), h("label", {}, "order ", h("select", { onchange: (e) => go(here({ sort: e.target.value, start: "" })) }, [["-similarity", "most alike first"], ["similarity", "least alike first"]].map(([v, t]) => h("option", { value: v, selected: v === sort }, t)))),
         h("a", { href: link(at.root, "scores", { step: one.folder, column: "similarity" }) }, "similarities")),
-      h("nav", { class: "pager", "aria-label": "pages" }, to(start - PAGE, "← before", "prev"), to(start + PAGE, "next →", "next"), h("span", { class: "note" }, `${count(found.total)} rows are dropped`)),
+      h("nav", { class: "pager", "aria-label": "pages" }, to(start - PAGE, "← before", "prev"), to(start + PAGE, "next →", "next"), h("span", { class: "note" }, `${count(found.of ?? found.total)} rows are dropped${found.of > found.total ? `, of which ${count(found.total)} are shown` : ""}`)),
       found.pairs.length ? h("div", { class: "pairs" }, found.pairs.map((pair) => side(at.root, pair))) : h("p", {}, "None.")],
   };
 }

@@ -1,6 +1,6 @@
 // Pages of rows or rejects, with conditions. The address holds step, conditions, order and place; the server counts.
 
-import { get, go, link, pairs } from "./api.js";
+import { BUNDLE, get, go, link, pairs } from "./api.js";
 import { card } from "./card.js";
 import { count, h, plain, show } from "./dom.js";
 
@@ -123,7 +123,7 @@ function adder({ found, c, sql, sort, here, at }) {
   return h("details", { open: Boolean(sql) }, h("summary", {}, "more conditions, order, look"),
     h("form", { onsubmit: add }, h("select", { name: "column", "aria-label": "column" }, found.columns.map((col) => h("option", {}, col.path)), numbers.map((col) => h("option", {}, `${col.path}.max`))),
       h("select", { name: "op", "aria-label": "comparison" }, OPS.map((op) => h("option", {}, op))), h("input", { name: "value", "aria-label": "value", placeholder: "value, or null" }), h("button", {}, "add")),
-    h("form", { onsubmit: (e) => { e.preventDefault(); go(here({ sql: e.target.sql.value.trim(), start: "" })); } },
+    !BUNDLE && h("form", { onsubmit: (e) => { e.preventDefault(); go(here({ sql: e.target.sql.value.trim(), start: "" })); } },
       h("input", { name: "sql", value: sql, "aria-label": "condition in SQL", placeholder: "SQL: len(texts) > 1 AND width < height", class: "wide" }), h("button", {}, "set")),
     h("label", {}, "order by ", h("select", { onchange: (e) => go(here({ sort: e.target.value, start: "" })) }, h("option", { value: "" }, "as stored"),
       numbers.flatMap((col) => [["-", "largest first"], ["", "smallest first"]].map(([sign, word]) => h("option", { value: sign + col.path, selected: sort === sign + col.path }, `${col.path}, ${word}`))))), " ",
@@ -137,7 +137,13 @@ function pager({ found, here }, start, took = null) {
   return h("nav", { class: "pager", "aria-label": "pages" }, to(0, "first"), to(start - PAGE, "← before", "prev"),
     h("form", { onsubmit: jump }, "page ", h("input", { type: "number", name: "page", min: 1, max: pages, value: page, "aria-label": "page" }), ` of ${count(pages)}`),
     to(start + PAGE, "next →", "next"), to(last, "last"),
-    h("span", { class: "note" }, found.total === found.all ? `${count(found.all)} rows` : `${count(found.total)} of ${count(found.all)} rows`, took === null ? "" : `, ${(took / 1000).toFixed(2)} s`));
+    h("span", { class: "note" }, counted(found), took === null ? "" : `, ${(took / 1000).toFixed(2)} s`));
+}
+
+/** What the page has of the step: `of` is the number of all rows, if the page has a sample of them. */
+function counted({ total, all, of }) {
+  const rows = of === undefined || of === all ? "rows" : "sampled rows", some = total === all ? count(all) : `${count(total)} of ${count(all)}`;
+  return `${some} ${rows}${rows === "rows" ? "" : `; the step has ${count(of)}`}`;
 }
 
 function listing({ at, part, one, found }) {

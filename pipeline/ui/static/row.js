@@ -1,6 +1,6 @@
 // One row: its picture with boxes, its video with subtitles, all columns, and its way through the steps.
 
-import { get, go, link, path, replace } from "./api.js";
+import { BUNDLE, get, go, link, path, replace } from "./api.js";
 import { card, picture, texts } from "./card.js";
 import { count, h, plain, s, show } from "./dom.js";
 import { graph } from "./run.js";
@@ -15,16 +15,17 @@ export async function rowView(at) {
   const [run, found] = await Promise.all([get(at.root, "run"), get(at.root, "row", { step, at: at.one("at"), id: at.one("id") })]);
   if (at.one("at") === "") replace(link(at.root, "row", { step, at: found.at }));
   const row = found.row, name = step.replace(/-[0-9a-f]+$/, "");
-  const to = (n, text, rel) => (n < 0 || n >= found.all ? h("span", { class: "off" }, text) : h("a", { href: link(at.root, "row", { step, at: n }), rel }, text));
+  const [prev, next] = "rank" in found ? [found.before, found.after] : [found.at - 1, found.at + 1], rank = found.rank ?? found.at;
+  const to = (n, text, rel) => (n === null || n < 0 || n >= found.all ? h("span", { class: "off" }, text) : h("a", { href: link(at.root, "row", { step, at: n }), rel }, text));
   const way = h("div", {}, h("p", { class: "note" }, "looking it up …"));
   if (row.id) lineage(at.root, run, plain(row.id), step, way);
   return {
     title: `row ${count(found.at)} of ${name}`,
     nodes: [
-      h("nav", { class: "pager", "aria-label": "rows" }, h("a", { href: link(at.root, "rows", { step, start: Math.floor(found.at / 48) * 48 || "" }), "data-up": true }, `rows of ${name}`), to(found.at - 1, "← before", "prev"), to(found.at + 1, "next →", "next")),
+      h("nav", { class: "pager", "aria-label": "rows" }, h("a", { href: link(at.root, "rows", { step, start: Math.floor(rank / 48) * 48 || "" }), "data-up": true }, `rows of ${name}`), to(prev, "← before", "prev"), to(next, "next →", "next")),
       h("h1", {}, `Row ${count(found.at)} of `, h("a", { href: link(at.root, "step", { step }) }, name)),
       h("div", { class: "one" },
-        h("div", { class: "left" }, found.heavy.includes("image") && figure(at.root, step, found), found.media && video(at.root, step, found), !found.media && row.video && h("p", { class: "note" }, "The video is not on this machine, or in no folder that the steps name.")),
+        h("div", { class: "left" }, found.heavy.includes("image") && figure(at.root, step, found), found.media && video(at.root, step, found), !found.media && row.video && h("p", { class: "note" }, BUNDLE ? "The video is not in this copy." : "The video is not on this machine, or in no folder that the steps name.")),
         h("section", {}, row.texts && texts(row.texts), h("dl", { class: "columns" }, Object.entries(row).map(([key, value]) => [h("dt", {}, key), h("dd", {}, show(value))])),
           found.heavy.filter((c) => c !== "image").length > 0 && h("p", { class: "note" }, "heavy columns: ", found.heavy.join(", ")))),
       h("section", {}, h("h2", {}, "Its way through the steps"), row.id ? way : h("p", {}, "The rows of this step have no id.")),
@@ -37,7 +38,8 @@ function figure(root, step, found) {
   if (!found.boxes.length) return box;
   const list = h("ol", { class: "boxes" });
   img.addEventListener("load", () => {
-    const over = s("svg", { viewBox: `0 0 ${img.naturalWidth} ${img.naturalHeight}`, class: "over", "aria-hidden": "true", preserveAspectRatio: "none" });
+    const [width, height] = found.size || [img.naturalWidth, img.naturalHeight];
+    const over = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "over", "aria-hidden": "true", preserveAspectRatio: "none" });
     found.boxes.forEach((one, n) => {
       const [x1, y1, x2, y2] = one.box || [];
       if (!(x2 > x1 && y2 > y1)) return;
@@ -99,7 +101,7 @@ export async function findView(at) {
     go(link(at.root, "row", { step: found[0].step, at: found[0].at }));
     return { nodes: [h("p", {}, "found")] };
   }
-  return { title: "Find", nodes: [h("h1", {}, "No row found"), h("p", {}, "No row of this run has the id or URL ", h("b", {}, h("bdi", {}, text)), ". A whole id or URL is wanted; texts are searched in the view ", h("a", { href: link(at.root, "rows") }, "Rows"), ".")] };
+  return { title: "Find", nodes: [h("h1", {}, "No row found"), h("p", {}, "No row of this run has the id or URL ", h("b", {}, h("bdi", {}, text)), BUNDLE ? ", or it is not in the sample that this copy shows" : "", ". A whole id or URL is wanted; texts are searched in the view ", h("a", { href: link(at.root, "rows") }, "Rows"), ".")] };
 }
 
 export { card };

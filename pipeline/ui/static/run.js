@@ -104,7 +104,7 @@ function node(root, one, [x, y], marks) {
   const rejects = Object.values(one.rejects).reduce((a, b) => a + b, 0);
   const label = `${one.name}, ${STATES[one.state]}, ${rows}${rejects ? `, ${count(rejects)} rejected` : ""}${mark && mark !== "off" ? `, the row: ${mark}` : ""}`;
   const name = one.name.length > 20 ? `${one.name.slice(0, 19)}…` : one.name;
-  return s("a", { href: link(root, "step", { step: one.folder }), class: `node ${one.state}${one.warning ? " bad" : ""}${mark ? ` m-${mark}` : ""}`, "aria-label": label, id: `n-${one.folder}` },
+  return s("a", { href: link(root, "step", { step: one.folder }), class: `node ${one.state}${one.warning ? " bad" : ""}${mark ? ` m-${mark}` : ""}`, "aria-label": label, id: `n-${one.folder}`, "data-item": marks ? null : true },
     s("title", {}, `${one.name}: ${one.use}`),
     s("rect", { x, y, width: WIDE, height: HIGH, rx: 9 }),
     s("text", { x: x + 12, y: y + 23, class: "name" }, name),

@@ -71,7 +71,7 @@ function mover({ at, one, column, now, before, fine, charts, heavy, list, c }) {
       tell(said, found.rows_below, found.num_rows, found.values_below, found.num_values, what, true);
       const verb = v > before ? "would go" : "would stay";
       which.replaceChildren(...(found.moved ? [
-        h("p", {}, h("a", { href: link(at.root, "rows", { step: one.folder, c: found.c }), id: "which" }, `${count(found.moved)} rows`), ` ${verb} if the threshold were ${number(round(v))} instead of ${number(before)}`),
+        h("p", {}, h("a", { href: link(at.root, "rows", { step: one.folder, c: found.c }), id: "which" }, `${count(found.moved)} ${found.sampled ? "sampled rows" : "rows"}`), ` ${verb} if the threshold were ${number(round(v))} instead of ${number(before)}`),
         h("div", { class: "cards" }, found.rows.map((item) => card(at.root, one.folder, item, heavy)))] : [h("p", { class: "note" }, v === before ? `${number(before)} is the step's threshold; move it to see which rows change.` : "No row changes.")]));
     } catch (error) { if (error.name !== "AbortError") which.replaceChildren(h("p", { role: "alert" }, error.message)); }
   };

@@ -366,3 +366,11 @@ def test_how_patiently_we_ask_is_no_part_of_the_identity() -> None:
         "hash_mismatch",
     }
     assert not PASSING & {"bad_url", "forbidden_address", "truncated", "not_an_image", "too_large"}
+
+
+def test_a_host_that_refuses_everything_is_counted(threats: Any) -> None:
+    """All 60 refused; none, if one of them was answered otherwise, or they are few."""
+    refused = [threat(f"/forbidden?{n}") for n in range(60)]
+    assert fetch(threats, refused).counts == {"refused_all:threat.test": 60}
+    assert fetch(threats, [*refused, threat("/gone")]).counts == {}
+    assert fetch(threats, refused[:40]).counts == {}

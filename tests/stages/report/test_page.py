@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from vlpipe.pipeline.storage.printable import without_secrets
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.row import LOSSES, RESULTS
 from vlpipe.stages.report.charts import _bucketed, _smooth
 from vlpipe.stages.report.gallery import NUM_DROPPED, NUM_KEPT, evenly, thumbnail
-from vlpipe.stages.report.html import esc, seconds, share, stranger, without_secrets
+from vlpipe.stages.report.html import esc, seconds, share, stranger
 from vlpipe.stages.report.page import RunView, StepView, render
 from vlpipe.stages.report.svg import ticks
 from vlpipe.stages.report.texts import judged_texts
@@ -157,11 +158,52 @@ def test_losses_have_a_panel_per_name_and_a_line_per_step(run: RunView) -> None:
 
 def test_results_are_metrics_by_step(run: RunView) -> None:
     page = render(run)
-    results = page[page.index('<section id="results">') : page.index('<section id="funnel">')]
+    results = page[page.index('<section id="results">') : page.index('<section id="losses">')]
     assert re.findall(r"<th[^>]*>(\w*)</th>", results) == ["", "before", "after"]
     row = results[results.index("<b>tr@1</b>") :]
     assert re.findall(r">([\d.]+)<i", row)[:2] == ["0.100", "0.300"]
     assert "/wrong_attribute</td>" in results
+
+
+def test_what_matters_stands_first(run: RunView) -> None:
+    """What the run was for, what came out in a sentence and three figures, alarms, then the sections."""
+    page = render(replace(run, steps=[replace(run.steps[0], alarms=("it is <odd>",)), *run.steps[1:]]))
+    seen = Seen(page)
+    header = page[page.index("<header>") : page.index("</header>")]
+    (tiles,) = re.findall(r'<div class="tiles">(.*?)</div></div>', header)
+    assert tiles.count("<b>") == 3
+    order = [
+        header.index(one)
+        for one in ("Noisy web pairs in", 'class="outcome"', "tiles", "it is &lt;odd&gt;", "<nav>")
+    ]
+    assert order == sorted(order)
+    assert [a["id"] for t, a in seen.tags if t == "section"] == [
+        "funnel", "gallery", "results", "losses", "texts-and-scores",
+    ]  # fmt: skip
+    said = re.search(r'class="outcome">(.*?)</p>', page)
+    assert said is not None
+    texts = judged_texts(run)
+    assert texts is not None
+    kept = sum(one[2] for one in texts.sources)
+    assert said[1] == (
+        f"9 of 10 steps are done, 1 failed; after.tr@1 is 0.3, before.tr@1 0.1; of 49 listed rows, "
+        f"{run.steps[5].rows_out} are in matched; {100 * kept / texts.num_scored:.0f} % of {texts.num_scored} judged "
+        "texts were kept."
+    )
+
+
+def test_the_criteria_of_a_workflow_are_its_figures(run: RunView) -> None:
+    named = [("after.cider", "above", "before.cider"), ("none.x", "above", 0.5), ("after.tr@5", "above", 0.1)]
+    page = render(replace(run, criteria=named))
+    assert "after.cider is 0.6, before.cider 0.4;" in page
+    bare = [step for step in run.steps if step.name in ("before", "after")]
+    page = render(replace(run, steps=bare, criteria=named))
+    assert "2 of 2 steps are done; after.cider is 0.6, before.cider 0.4; after.tr@5 is 0.4." in page
+    trained = [step for step in run.steps if step.name == "retrain"]
+    assert re.search(
+        r"1 of 1 steps are done; itc of retrain after 399 steps is [\d.]+\.",
+        render(replace(run, steps=trained)),
+    )
 
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
