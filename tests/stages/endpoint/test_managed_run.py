@@ -83,11 +83,11 @@ def test_the_server_of_a_killed_driver_ends(tmp_path: Path, more: list[str]) -> 
     os.kill(run.pid, signal.SIGKILL)
     killed_at = time.time()
     run.wait()
-    until(lambda: not servers(log), 15)
+    until(lambda: not servers(log), 60)
     before, old = stored(root), lines_of(log)
     run = start()
     assert run.wait(200) == 0, (tmp_path / "out.txt").read_text()[-2000:]
-    until(lambda: not servers(log), 15)
+    until(lambda: not servers(log), 60)
     asked = [one["image"] for one in lines_of(log)[len(old) :] if one["what"] == "asked"]
     assert not set(asked) & before
     every = [one["image"] for one in lines_of(log) if one["what"] == "asked"]
@@ -123,4 +123,4 @@ def test_a_server_that_dies_again_and_again_costs_attempts_and_no_answer(tmp_pat
     assert (
         len(asked) - 100 <= 3 * 2 * 4
     )  # three servers died, with at most 4 questions in their slots and 4 answers on the way
-    until(lambda: not servers(log), 15)
+    until(lambda: not servers(log), 60)
