@@ -24,6 +24,12 @@ PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # what torch.load raises where the pickle ends early, besides UnpicklingError
 BROKEN_PICKLE = (EOFError, RuntimeError, ValueError, LookupError, AssertionError, struct.error)
 FASTTEXT = b"\xba\x16\x4f\x2f"  # also ends in .bin
+# JSON objects that a loader reads from a folder of weights
+SETTINGS = (
+    *("config.json", "open_clip_config.json", "preprocessor_config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
+)
+MAX_SETTINGS_BYTES = 1 << 26  # a larger file is not parsed before the run
 MAX_HEADER_BYTES = 100_000_000  # as safetensors itself
 
 
@@ -64,11 +70,22 @@ def _problem(path: str, weights: bool) -> str:
         return f"{path} is empty; wanted weights"
     if PAGE.match(first):
         return f"{path} is a web page, not weights: it begins with {shown(first[:40].decode('latin-1'))}"
+    if os.path.basename(path) in SETTINGS and size <= MAX_SETTINGS_BYTES:
+        return _settings_problem(path)
     if not path.endswith(ENDINGS):
         return ""
     if path.endswith(".safetensors"):
         return _safetensors_problem(path, first, size)
     return _torch_problem(path, first)
+
+
+def _settings_problem(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            found = json.load(handle)
+    except (ValueError, RecursionError) as error:
+        return f"{path} is damaged: it is no JSON ({type(error).__name__}: {error})"
+    return "" if isinstance(found, dict) else f"{path} is no JSON object, but {shown(found, 60)}"
 
 
 def _safetensors_problem(path: str, first: bytes, size: int) -> str:

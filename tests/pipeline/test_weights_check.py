@@ -158,3 +158,21 @@ def test_reading_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:
                 read_state(tmp_path / name)
     torch.save({"state_dict": {f"module.{n}": t for n, t in TENSORS.items()}}, tmp_path / "dp.pth")
     assert set(read_state(tmp_path / "dp.pth")) == set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"model_type": "clip"', "config.json is damaged: it is no JSON"),
+        (b"\xff\xfe", "config.json is damaged: it is no JSON"),
+        (b"[" * 100_000, "config.json is damaged: it is no JSON (RecursionError"),
+        (b"[1]", "config.json is no JSON object, but [1]"),
+        (b"{}", ""),
+    ],
+)
+def test_settings_that_cannot_be_read_are_found(tmp_path: Path, content: bytes, said: str) -> None:
+    whole(tmp_path)
+    (tmp_path / "trainer_state.json").write_bytes(b"no loader reads it")
+    (tmp_path / "config.json").write_bytes(content)
+    assert problem(tmp_path).startswith(said)
+    assert bool(problem(tmp_path)) == bool(said)
