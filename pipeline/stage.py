@@ -275,9 +275,8 @@ class GatherStage(Stage):
     LAUNCHES: ClassVar[bool] = False  # computes in `job.launch`, whose workers get the step's resources
     num_workers: int = 1  # passed to `job.launch`; a stage that launches may make this and `gpu` parameters
     gpu: bool = False
-    processes: int | None = (
-        None  # passed to `job.launch` in place of num_workers, where that is part of the result
-    )
+    processes: int | None = None  # in place of num_workers, where that is a part of the result
+    least_processes: int | None = None  # with which it goes on while a cluster lacks nodes for all; None: all
     # The artifacts are the input rows in another form (an export). When `vlpipe forget` removes one of these rows, it
     # removes the whole step and the next run rebuilds it. Other artifacts (a model) are kept and only reported.
     COPIES: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ def fit(config: Mapping[str, Any]) -> None:
     Resumes from the newest checkpoint in the folder `config["work"]`, if there is one. Rank 0 writes `result` in that
     folder: the model, `tokenizer/` and `losses.json`.
     """
-    work = Path(config["work"])
+    work, recipe = Path(config["work"]), config["recipe"]
+    if recipe.num_processes != distributed.world_size():  # `least_processes`
+        recipe = replace(recipe, processes=distributed.world_size())
     checkpoints = Checkpoints(str(work / "checkpoints"))
-    with reproducible(config["recipe"].deterministic):
-        run = prepare(config["recipe"], config["inputs"])
+    with reproducible(recipe.deterministic):
+        run = prepare(recipe, config["inputs"])
         resume(run, checkpoints)
         train(run, work / "progress.log", checkpoints)
         write_result(run, work / "result")

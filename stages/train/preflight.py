@@ -30,6 +30,7 @@ from vlpipe.stages.train.build import (
     optimiser_of,
 )
 from vlpipe.stages.train.recipe import MAKERS, MODELS, Recipe
+from vlpipe.stages.train.workers.needs import need_the_same_step
 
 TYPES = {"image": pa.binary(), "texts": TEXTS}  # columns whose type is known before any maker runs
 BERT_VOCABULARY = 30524  # tokens; assumed if the tokenizer is made by an earlier step
@@ -107,6 +108,8 @@ def _build(recipe: Recipe) -> None:
         raise ValueError(problem)
     if recipe.mesh is not None and recipe.mesh.pipeline > 1:
         need_pipeline(net, recipe.mesh.pipeline)
+    for fewer in recipe.fewer():
+        need_the_same_step(fewer, net)
     optimiser_of(net, recipe)
     build_views(recipe, build_makers(recipe, net.model, tokenizer))
 

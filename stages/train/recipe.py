@@ -212,6 +212,7 @@ class Recipe(Spread, Optimisation):
         "keep_teachers",
         "adversarial",
         "processes",
+        "least_processes",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -278,6 +279,7 @@ class Recipe(Spread, Optimisation):
     mesh: Mesh | None = None
     # that train this time; None: num_workers, which says which rows a step has and is part of the key, as this is not
     processes: int | None = None
+    least_processes: int | None = None  # with which it goes on while a cluster lacks nodes for all; None: all
 
     def model_spec(self) -> dict[str, Any]:
         """Returns `model`, with the default class if it has no `use`."""

@@ -41,7 +41,7 @@ class Train(GatherStage, Recipe):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {
             *("checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"),
-            *("find_unused_parameters", "mesh", "processes"),
+            *("find_unused_parameters", "mesh", "processes", "least_processes"),
         }
     )
 

@@ -89,14 +89,15 @@ class Outages:
                 self._kill(running.held.node)
                 return
 
-    def _kill(self, id: str) -> None:
+    def _kill(self, id: str, replaced: bool = True) -> None:
         (node,) = [one for one in self.cluster.worker_nodes if one.node_id == id]
         raylet = node.all_processes["raylet"][0].process.pid
         for pid in (raylet, *_descendants(raylet)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
-        self.cluster.add_node(wait=False, **NODE)
+        if replaced:
+            self.cluster.add_node(wait=False, **NODE)
 
     def run(self, file: Path, root: str, until: str | None = None) -> dict[str, PlannedStep]:
         store = Store(root)
@@ -125,7 +126,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 @contextmanager
-def nodes() -> Iterator[Outages]:
+def nodes(kind: type[Outages] = Outages) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     unneeded = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
@@ -134,7 +135,7 @@ def nodes() -> Iterator[Outages]:
     try:
         cluster.add_node(**NODE)
         cluster.add_node(**NODE)
-        yield Outages(cluster)
+        yield kind(cluster)
     finally:
         cluster.shutdown()
 

@@ -68,11 +68,11 @@ def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path:
 
 
 def test_a_stage_launches_no_more_workers_than_it_declares() -> None:
-    task = SimpleNamespace(stage=SimpleNamespace(num_workers=1))
+    task = SimpleNamespace(stage=SimpleNamespace(num_workers=1, processes=None))
     with pytest.raises(VlpipeError, match=r"launch: 2 workers, but the stage's num_workers, .* is 1"):
-        _launch(task, Resources(), print, {}, num_workers=2)
+        _launch(task, Resources(), 1, print, {}, num_workers=2)
     done: list[int] = []
-    _launch(task, Resources(), done.append, 5)
+    _launch(task, Resources(), 1, done.append, 5)
     assert done == [5]
 
 

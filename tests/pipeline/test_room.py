@@ -355,3 +355,29 @@ def test_a_pool_in_which_an_actor_died_has_one_shard_in_flight() -> None:
     room.end(room.actors[0])
     room.careful.add("a")
     assert in_flight() == 1
+
+
+def test_a_training_takes_the_workers_that_the_nodes_hold_but_not_fewer_than_its_least() -> None:
+    """On all nodes all; it waits for those that are busy, not for those that are gone."""
+    room, need = Room(), needed(1.0, 0.0, 0.0, is_task=False)
+    ask = ResourceRequest("train", need, is_gather=True, workers=4, least=2)
+    other = ResourceRequest("other", needed(2.0, 0.0, 0.0, is_task=False), is_gather=True)
+    for node in "ab":
+        room.join(node, {"CPU": 2})
+    first, _ = room.pick([other])
+    assert first is not None
+    assert room.pick([ask])[0] is None
+    room.end(first.held)
+    began, _ = room.pick([ask])
+    assert began is not None
+    assert sorted(began.held.nodes) == ["a", "a", "b", "b"]
+    room.end(began.held)
+    room.leave("b")
+    again, _ = room.pick([ask])
+    assert again is not None
+    assert again.held.nodes == ("a", "a")
+    room.end(again.held)
+    room.leave("a")
+    room.join("c", {"CPU": 1})
+    assert not room.holds(ask)
+    assert room.pick([ask])[0] is None

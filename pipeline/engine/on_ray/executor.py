@@ -96,13 +96,13 @@ class RayExecutor:
             stage, res = one.keyed.step.stage, one.keyed.step.resources
             gathers, pooled = is_gather(one), isinstance(stage, MapStage) and stage.LOADS_WEIGHTS
             is_task, num_bytes = not (gathers or pooled), res.memory_gb * 2**30
+            trainer = stage if isinstance(stage, GatherStage) and launches(one) else None
             self._asks[one.name] = ResourceRequest(
                 step=one.name,
                 need=needed(res.cpus, res.gpus, num_bytes, res.more, is_task=is_task),
                 is_gather=gathers,
-                workers=(stage.processes or stage.num_workers)
-                if isinstance(stage, GatherStage) and launches(one)
-                else 1,
+                workers=(trainer.processes or trainer.num_workers) if trainer else 1,
+                least=(trainer.least_processes or 0) if trainer else 0,
                 actors=res.actors if pooled else 0,
                 above=_all_above(one),
             )
@@ -130,7 +130,7 @@ class RayExecutor:
         held, res = self._start.held, one.keyed.step.resources
         if isinstance(task, GatherTask):
             remote = remote_training if launches(one) else remote_gather
-            ref = remote.options(**self._options(one, held)).remote(task, res)
+            ref = remote.options(**self._options(one, held)).remote(task, res, len(held.nodes))
         else:
             task = replace(task, shared=self._services.address(one.name, task.stage.service, task.store))
             if not self._start.ask.actors:
@@ -169,7 +169,8 @@ class RayExecutor:
     def _take(self, ref: Any) -> list[UnitResult]:
         result, held = _result(ref), self._running[ref].held
         if isinstance(result, WorkerDied):
-            if self._is_lost(held.node):
+            lost = [self._is_lost(node) for node in held.nodes]  # each is taken out
+            if any(lost):
                 result = WorkerDied(f"{result}, of a node that was lost", innocent=True)
             if held.ask.actors:
                 return self._handle_dead_actor(held)

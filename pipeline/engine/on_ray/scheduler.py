@@ -24,6 +24,7 @@ NEAR = 1e-6  # tolerance for sums of fractional resources
 @dataclass(frozen=True)
 class ResourceRequest:
     """Resources that one task or actor of a step needs. workers: number of processes that each need this amount, anywhere.
+    least: with how many of these the step starts if the nodes that are there have no room for more, empty; 0: all.
 
     actors: max size of the step's actor pool, 0 if it has none; above: names of all steps it depends on, directly or not.
     """
@@ -34,6 +35,7 @@ class ResourceRequest:
     workers: int = 1
     actors: int = 0
     above: frozenset[str] = frozenset()
+    least: int = 0
 
     @property
     def is_task(self) -> bool:
@@ -296,13 +298,22 @@ class Room:
     def _spread(self, ask: ResourceRequest, free: dict[str, dict[str, float]]) -> tuple[str, ...] | None:
         """Returns a node for each worker, or None if they do not all fit. Subtracts what they need from `free`."""
         nodes = []
-        for _ in range(ask.workers):
+        for _ in range(self._num_workers(ask)):
             best = self._best(ask, free)
             if not best:
                 return None
             nodes.append(best[0])
             free[best[0]] = _minus(free[best[0]], ask.need)
         return tuple(nodes)
+
+    def _num_workers(self, ask: ResourceRequest) -> int:
+        if not 0 < ask.least < ask.workers:
+            return ask.workers
+        empty, num = {n: dict(total) for n, total in self.nodes.items()}, 0
+        while num < ask.workers and (best := self._best(ask, empty)):
+            empty[best[0]] = _minus(empty[best[0]], ask.need)
+            num += 1
+        return max(num, ask.least)
 
     def _best(self, ask: ResourceRequest, free: Mapping[str, Amounts]) -> list[str]:
         """Returns nodes with enough resources, best first: GPU nodes last if no GPU is needed, then by most free CPUs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,9 +19,23 @@ from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, launc
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
-from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.errors import StepFailed, VlpipeError, one_line
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.workflow.step import Resources
+
+START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # of all workers of a training
+# what gloo and NCCL say in a worker when another one is gone, which Ray may notice later
+PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "pair closure",
+    "ncclRemoteError",
+)
+
+
+class PeerLost(RuntimeError):
+    """An exchange of training workers failed because one of them is gone."""
 
 
 @functools.cache
@@ -36,27 +51,32 @@ def _run_shard(task: ShardTask, resources: Resources) -> Receipt:
         return run_shard(task)
 
 
-def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
+def _run_gather(task: GatherTask, resources: Resources, held: int = 1) -> GatherResult:
+    """held: for how many workers there is room."""
     _prepare_process()
     with given(resources):
-        return run_gather(task, functools.partial(_launch, task, resources))
+        return run_gather(task, functools.partial(_launch, task, resources, held))
 
 
 def _launch(
     task: GatherTask,
     resources: Resources,
+    held: int,
     fn: Callable[[Any], None],
     config: Any,
     num_workers: int = 1,
     gpu: bool = False,
 ) -> None:
-    """Runs `fn(config)` here if the step has one worker, as this task has its resources then; else with Ray Train."""
-    held = task.stage.processes or task.stage.num_workers
-    if num_workers > held:
+    """Runs `fn(config)` here if the step has one worker, as this task has its resources then; else with Ray Train, in as
+    many workers as there is room for.
+    """
+    most = task.stage.processes or task.stage.num_workers
+    if num_workers > most:
         raise VlpipeError(
-            f"launch: {num_workers} workers, but the stage's num_workers, for which resources are held, is {held}"
+            f"launch: {num_workers} workers, but the stage's num_workers, for which resources are held, is {most}"
         )
-    if held == 1:
+    num_workers = min(num_workers, held)
+    if most == 1:
         launch_here(fn, config)
     else:
         launch_on_ray(
@@ -108,9 +128,10 @@ def launch_on_ray(
     folder: where Ray Train stores its files, below `work/ray`. Raises WorkerDied if a process died, StepFailed or the
     VlpipeError that `fn` raised if it failed.
     """
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    os.environ.setdefault(START_S, "120")
     each = {"CPU": resources.cpus, **resources.more}
     if gpu:
         each["GPU"] = resources.gpus
@@ -125,7 +146,10 @@ def launch_on_ray(
             "resources": resources if gpu else replace(resources, gpus=0, accelerator=None),
         },
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker=each),
-        run_config=RunConfig(storage_path=folder, name="work/ray"),
+        # a node can be lost before anyone notices: workers that do not come are asked for anew, by the engine
+        run_config=RunConfig(
+            storage_path=folder, name="work/ray", failure_config=FailureConfig(controller_failure_limit=0)
+        ),
     )
     try:
         trainer.fit()
@@ -135,6 +159,8 @@ def launch_on_ray(
 
 def _cause_of(error: BaseException) -> BaseException:
     """Returns the error that a training worker raised, unwrapped from Ray Train's errors."""
+    if "Startup" in type(getattr(error, "controller_failure", None)).__name__:
+        return WorkerDied("not all training workers came", innocent=True)
     found = list((getattr(error, "worker_failures", None) or {}).values())
     for wrapping in ("health_check_failure", "base_error", "cause"):
         found = [getattr(failure, wrapping, None) or failure for failure in found]
@@ -142,6 +168,9 @@ def _cause_of(error: BaseException) -> BaseException:
         raised = isinstance(failure, ray.exceptions.RayTaskError)  # raised by the training code
         if isinstance(failure, ray.exceptions.RayError) and not raised:
             return WorkerDied(f"a training worker died: {type(failure).__name__}", innocent=True)
+    for failure in found:
+        if isinstance(failure, PeerLost):
+            return WorkerDied(f"a training worker lost another: {failure}", innocent=True)
     for failure in found:
         named = StepFailed(f"{type(failure).__name__}: {failure}")
         return failure if isinstance(failure, VlpipeError) else named
@@ -151,4 +180,9 @@ def _cause_of(error: BaseException) -> BaseException:
 def _train_loop(config: dict[str, Any]) -> None:
     set_torch_threads(config["torch_threads"])
     with given(config["resources"]):
-        config["fn"](config["config"])
+        try:
+            config["fn"](config["config"])
+        except RuntimeError as error:
+            if any(text in str(error) for text in PEER_LOST):
+                raise PeerLost(one_line(str(error), 200)) from error
+            raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, cast
+
 from vlpipe.models.adversarial.config import Adversarial
 from vlpipe.models.parallel.mesh import Mesh
 
@@ -14,6 +17,7 @@ class Spread:
 
     num_workers: int
     processes: int | None
+    least_processes: int | None
     mesh: Mesh | None
     batch_size: int
     accumulate: int
@@ -109,6 +113,22 @@ class Spread:
         """Returns what is wrong with `processes` and `mesh`, and what of this recipe does not go with them."""
         if self.processes is not None and self.processes < 1:
             return [f"processes must be at least 1, got {self.processes}"]
+        if self.least_processes is not None and not 1 <= self.least_processes <= self.num_processes:
+            return [
+                f"least_processes: from 1 to {self.num_processes}, the number of processes, got {self.least_processes}"
+            ]
+        return self._problems_now() or [
+            f"least_processes: {self.least_processes}: with {fewer.num_processes} processes: {problem}"
+            for fewer in self.fewer()
+            for problem in fewer._problems_now()[:1]
+        ]
+
+    def fewer(self) -> list[Any]:
+        """Returns the recipe with each smaller number of processes that it goes on with."""
+        numbers = range(self.least_processes or self.num_processes, self.num_processes)
+        return [replace(cast(Any, self), processes=num, least_processes=None) for num in numbers]
+
+    def _problems_now(self) -> list[str]:
         found = self._mesh_problems()
         parts = self.num_ranks * self.micro_batches
         if self.processes is not None and parts and self.batch_size % parts:

@@ -122,6 +122,25 @@ def test_a_plan_says_which_processes_do_not_go(squares: Dataset, recipe_of: Make
     assert problem.endswith("as many processes as num_workers must read rows; got 2 and 4")
 
 
+def test_a_plan_says_with_which_fewer_processes_a_run_does_not_go_on(recipe_of: Make) -> None:
+    four = recipe_of(num_workers=4, batch_size=24, objectives=["lm:Lm"], teachers={})
+    assert replace(four, least_processes=1).preflight() == []
+    assert [fewer.processes for fewer in replace(four, least_processes=2).fewer()] == [2, 3]
+    (problem,) = replace(four, least_processes=5).problems()
+    assert problem == "least_processes: from 1 to 4, the number of processes, got 5"
+    (problem,) = replace(four, least_processes=2, mesh=Mesh(shard=2)).problems()
+    assert problem.startswith("least_processes: 2: with 3 processes: mesh: data 1 x shard 2")
+    (problem,) = replace(four, least_processes=3, batch_size=16).problems()
+    assert problem.endswith(
+        "with 3 processes: processes: batch_size must be a multiple of 3 x 1 micro-batches, got 16"
+    )
+    (problem,) = replace(four, least_processes=3, objectives=["lm:Lm", "itm:Itm"]).preflight()
+    assert (
+        "the loss of Itm is of the rows that pass forward together, 6 with num_workers: 4 and 8 now"
+        in problem
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_without_a_mesh_it_goes_on_with_any(tmp_path: Path, squares: Dataset, recipe_of: Make) -> None:
