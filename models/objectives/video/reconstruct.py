@@ -22,7 +22,8 @@ from vlpipe.models.objectives.lm import NEXT, next_tokens
 class Reconstruct(Objective):
     """`reconstruct`: cross entropy of the next token of the text before it was masked, in nats; see `mask_text`.
 
-    stream: the text that is written; `caption` in finetuning for captions.
+    stream: the text that is written; `caption` in finetuning for captions. UniVL's code also counts padding, as the word of
+    id 0.
     """
 
     LOSSES = ("reconstruct",)

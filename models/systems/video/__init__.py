@@ -1,1 +1,1 @@
-"""Systems that read video and words (VideoBERT). Imports what `vlpipe.models.systems` imports."""
+"""Systems that read video and words (HowTo100M's, MIL-NCE, CBT, UniVL, VideoBERT). Imports what `systems` imports."""

@@ -104,7 +104,7 @@ class PairRetrieval(GatherStage):
         """Returns the clips (Q, C) that each text is scored with, its own first."""
         size = min(self.candidates or num, num)
         rng = np.random.default_rng(self.seed)
-        others = np.stack([rng.permutation(num - 1)[: size - 1] for _ in right])
+        others = np.stack([rng.choice(num - 1, size - 1, replace=False, shuffle=False) for _ in right])
         others += others >= right[:, None]  # skips the text's own clip
         return np.concatenate([right[:, None], others], axis=1)
 

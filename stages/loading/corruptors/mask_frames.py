@@ -44,7 +44,8 @@ class MaskFrames:
 class MaskWholeText:
     """Masks all words of a text, with probability `rate` (UniVL: 0.15), so that it must come from the video alone.
 
-    After `mask_text`, whose target["ids"] then has all words.
+    After `mask_text`, whose target["ids"] then has all words. UniVL's code takes the words away instead, also from the text
+    of its joint loss, and predicts none of them.
     """
 
     stream: str = "text"

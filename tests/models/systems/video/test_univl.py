@@ -275,3 +275,21 @@ def test_captions_do_not_depend_on_the_batch() -> None:
         assert [i for i in ids[1:] if i != model.text_rules.end] == found[b]
     several = search(model, context, num_beams=3, max_length=6)
     assert several == [search(model, context[b : b + 1], num_beams=3, max_length=6)[0] for b in range(4)]
+
+
+@torch.no_grad()
+def test_three_clips_of_a_row_are_read_like_three_rows() -> None:
+    model, draw = model_of(), torch.Generator().manual_seed(2)
+    mask = torch.arange(12) < torch.tensor([[5, 12, 3], [7, 4, 9]])[..., None]
+    ids = torch.randint(5, 40, (2, 3, 12), generator=draw).masked_fill(~mask, 0)
+    feats, seen = torch.randn(2, 3, 4, 10, generator=draw), torch.ones(2, 3, 4, dtype=torch.bool)
+    several = Outputs(
+        model, Batch({"text": Stream(ids, mask), "video": Stream(feats, seen)}, torch.arange(2))
+    )
+    text = Stream(ids.flatten(0, 1), mask.flatten(0, 1))
+    video = Stream(feats.flatten(0, 1)[:, None], seen.flatten(0, 1)[:, None])
+    single = Outputs(model, Batch({"text": text, "video": video}, torch.arange(6)))
+    torch.testing.assert_close(several.clip_feat.flatten(0, 1), single.clip_feat[:, 0])
+    torch.testing.assert_close(several.narration_feat.flatten(0, 1), single.narration_feat[:, 0])
+    assert several.clip_feat.shape[:2] == several.narration_feat.shape[:2] == (2, 3)
+    assert JointMil()(several)["joint"].count == 2
