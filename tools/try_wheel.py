@@ -1,7 +1,8 @@
 """Builds the wheel, installs it into a new virtual environment, and runs a small demo there, away from the repository.
 
 python tools/try_wheel.py            # prints what it does and how long each part takes; exit code 1 if one fails
-python tools/try_wheel.py --keep DIR # leaves wheel, environment and results in DIR
+python tools/try_wheel.py --keep DIR # leaves wheel, environment and results in DIR; what is there already is used
+python tools/try_wheel.py --ray      # runs the demo on Ray, not in one process
 
 Versions are those of constraints.txt. The demo is the main job at a small size, by the name under which the wheel has it;
 then the commands that look at it.
@@ -50,22 +51,26 @@ def call(about: str, command: Sequence[str | Path], cwd: Path) -> str:
     return done.stdout
 
 
-def try_wheel(folder: Path) -> None:
-    """Builds, installs and tries the wheel in `folder`, which is empty."""
+def install(folder: Path) -> None:
+    """Builds the wheel and installs it into a new environment in `folder`."""
     call("wheel", [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, HERE], folder)
     (wheel,) = folder.glob("vlpipe-*.whl")
     call("new environment", [sys.executable, "-m", "venv", folder / "venv"], folder)
-    python, vlpipe = folder / "venv/bin/python", folder / "venv/bin/vlpipe"
     named = f"vlpipe[{EXTRAS}] @ file://{wheel}"
+    python = folder / "venv/bin/python"
     call("pip install", [python, "-m", "pip", "install", "-q", "-c", HERE / "constraints.txt", named], folder)
-    work = folder / "work"
-    work.mkdir()
+
+
+def try_demo(folder: Path, ray: bool) -> None:
+    """Runs a small demo with what is installed in `folder`, in a new folder there."""
+    python, vlpipe = folder / "venv/bin/python", folder / "venv/bin/vlpipe"
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
     where = call("import", [python, "-c", "import vlpipe.pipeline as p; print(p.__file__)"], work).strip()
     if not Path(where).is_relative_to(folder / "venv"):
         sys.exit(f"the package was imported from {where}")
     sets = [f"{step}.{key}={value}" for step, found in SMALL.items() for key, value in found.items()]
     options = [one for each in sets for one in ("--set", each)]
-    call("vlpipe run", [vlpipe, "run", "blip_capfilt", *options], work)
+    call("vlpipe run", [vlpipe, "run", "blip_capfilt", *([] if ray else ["--local"]), *options], work)
     look(vlpipe, options, work)
 
 
@@ -97,14 +102,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder for all that is made")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="a folder for all that is made")
+    parser.add_argument("--ray", action="store_true", help="run the demo on Ray")
     args = parser.parse_args()
     if args.keep:
-        args.keep.mkdir(parents=True)
-        try_wheel(args.keep.resolve())
+        args.keep.mkdir(parents=True, exist_ok=True)
+        if not (args.keep / "venv/bin/vlpipe").exists():
+            install(args.keep.resolve())
+        try_demo(args.keep.resolve(), args.ray)
         return
     with tempfile.TemporaryDirectory() as folder:
-        try_wheel(Path(folder))
+        install(Path(folder))
+        try_demo(Path(folder), args.ray)
 
 
 if __name__ == "__main__":
