@@ -224,7 +224,13 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 class ShardWriter:
     """Writes one shard in row groups of at most `row_group_rows` rows and `MAX_BYTES` bytes, or of one larger row."""
 
-    def __init__(self, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+    def __init__(
+        self,
+        path: str,
+        schema: pa.Schema,
+        row_group_rows: int = ROW_GROUP_ROWS,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         # Metadata of light fields is dropped: it belongs to the plan. A heavy field keeps its metadata in its shard.
         self.schema = pa.schema(
@@ -238,7 +244,8 @@ class ShardWriter:
         self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}
         self._pending: list[pa.Table] = []
         self._num_pending = self._bytes_pending = 0
-        self._writer = pq.ParquetWriter(path, self.schema, write_batch_size=PAGE_ROWS, **SETTINGS)
+        noted = self.schema.with_metadata(notes) if notes else self.schema
+        self._writer = pq.ParquetWriter(path, noted, write_batch_size=PAGE_ROWS, **SETTINGS)
 
     def write(self, table: pa.Table) -> None:
         """Adds rows. Raises SchemaError or ValueError if they do not conform to the schema (see `conform`)."""
@@ -292,13 +299,14 @@ def write_shard(
     schema: pa.Schema,
     row_group_rows: int = ROW_GROUP_ROWS,
     stats: dict[str, dict[str, Any]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Shard:
     """Writes tables as one shard, atomically, and returns it without `key` and `heavy`, which the caller adds.
 
-    stats: if given, updated with the statistics of each column, see `count_in`.
+    stats: if given, updated with the statistics of each column, see `count_in`. notes: metadata of the file's schema.
     """
     with store.writing(rel, sync_folder=False) as part:
-        with ShardWriter(part, schema, row_group_rows) as writer:
+        with ShardWriter(part, schema, row_group_rows, notes) as writer:
             for table in tables:
                 writer.write(table)
         with open(part, "rb", buffering=0) as file:

@@ -305,6 +305,12 @@ def export_command(
     step: StepArg,
     to: Annotated[str, typer.Argument(metavar="OUT_DIR", help="a new or empty folder")],
     columns: Annotated[str | None, typer.Option("--columns", metavar="A,B", help="export only these")] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pictures", metavar="COLUMN", help="image files, as `datasets` shows them; repeatable"
+        ),
+    ] = None,
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
@@ -313,7 +319,7 @@ def export_command(
     _, steps, store = planned(workflow, root, set_, profile)
     names = [name.strip() for name in columns.split(",")] if columns else None
     one = find_step(steps, step)
-    written = export.export(one, store, Store(to), names)
+    written = export.export(one, store, Store(to), names, pictures=pictures or ())
     total = sum(Store(to).size(shard.path) for shard in written)
     rows = sum(shard.num_rows for shard in written)
     say(f"{one.name}: {rows:,} rows in {len(written)} files, {size(total)}, in {to}")

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN, left
+from look_at import PAGES, picture
 from toys import payload
 
+from vlpipe.pipeline.change.export import pictured
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.records.receipts import read_receipt, receipt_numbers, write_receipt
 from vlpipe.pipeline.storage.store import Store
@@ -207,6 +210,26 @@ def test_exports_open_in_other_tools(tmp_path: Path) -> None:
     ).fetchall()
     assert rows == [(n, 10) for n in (0, 4, 8, 12, 16)]
     assert not any(f.metadata for f in pq.read_schema(files[0]))
+
+
+def test_pictures_are_seen_as_pictures(tmp_path: Path) -> None:
+    """By `datasets`, without a cast; of a row without one, nothing."""
+    import datasets
+
+    runs = Runs(tmp_path, PAGES)
+    runs("run", "--local", "--until", "scored")
+    export(runs, "scored", tmp_path / "out", "--pictures", "image", "--columns", "id,image")
+    files = sorted(str(p) for p in (tmp_path / "out").iterdir())
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "hf"))
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded[0]["image"].size == (24, 16)
+    stored = loaded.cast_column("image", datasets.Image(decode=False))
+    numbers = [int(id_[3:]) for id_ in stored["id"][:]]
+    assert [one["bytes"] for one in stored["image"][:]] == [picture(n) for n in numbers]
+    said = export(runs, "scored", tmp_path / "no", "--pictures", "width", code=1)[-1]
+    assert said.startswith("--pictures: there is no column 'width' of bytes")
+    rows = pictured(pa.table({"image": pa.array([b"x", None], pa.binary())}), ["image"])
+    assert rows["image"].to_pylist() == [{"bytes": b"x", "path": None}, None]
 
 
 def test_columns_are_chosen_in_order_heavy_ones_alone_too(tmp_path: Path) -> None:
