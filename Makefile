@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo recaption test test-all check docs bench fuzz systems systems-full format clean
+.PHONY: demo recaption test test-all check docs wheel bench fuzz systems systems-full format clean
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,9 @@ check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
 
 docs: .venv/stamp  ## the pages of docs/ as HTML in docs/_build
 	sphinx-build -q -W --keep-going -b html docs docs/_build
+
+wheel: .venv/stamp  ## builds the wheel, installs it into a new environment, runs a small demo there
+	python tools/try_wheel.py
 
 bench: .venv/stamp
 	python benchmarks/engine.py

@@ -336,11 +336,12 @@ def open_shard(store: Store, shard: Shard | Heavy) -> Iterator[Parquet]:
 
 def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
     try:
-        problem = "" if footer_digest(handle) == footer else "its footer has changed"
+        if footer_digest(handle) != footer:
+            raise ValueError("its footer has changed")
     except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise VlpipeError(f"shard {name} cannot be read ({problem}); `vlpipe verify` lists what is damaged")
+        raise VlpipeError(
+            f"shard {name} cannot be read ({error}); `vlpipe verify` lists what is damaged"
+        ) from error
     handle.seek(0)
 
 
@@ -354,9 +355,8 @@ def _opened(store: Store, rel: str, digest: str = "") -> Iterator[IO[bytes]]:
         path = local_copy(store, rel, digest) or (store.path(rel) if store.is_local else "")
         handle: IO[bytes] = pa.OSFile(path) if path else store.open(rel)
     except FileNotFoundError as error:
-        raise VlpipeError(
-            f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
-        ) from error
+        lost = f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
+        raise VlpipeError(lost) from error
     with handle:
         yield handle
 
@@ -396,8 +396,7 @@ def _joins(store: Store, joined: Mapping[str, Heavy], stack: ExitStack) -> list[
     by_shard: dict[tuple[str, str], list[str]] = {}
     for name, one in joined.items():
         by_shard.setdefault((one.path, one.footer), []).append(name)
-    joins = []
-    for (path, footer), names in by_shard.items():
-        file = stack.enter_context(open_shard(store, Heavy("", path, "", footer)))
-        joins.append(HeavyJoin(file, path, names))
-    return joins
+    return [
+        HeavyJoin(stack.enter_context(open_shard(store, Heavy("", path, "", footer))), path, names)
+        for (path, footer), names in by_shard.items()
+    ]
