@@ -339,9 +339,7 @@ def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
         if footer_digest(handle) != footer:
             raise ValueError("its footer has changed")
     except ValueError as error:
-        raise VlpipeError(
-            f"shard {name} cannot be read ({error}); `vlpipe verify` lists what is damaged"
-        ) from error
+        raise VlpipeError(f"shard {name} cannot be read ({error}); see `vlpipe verify`") from error
     handle.seek(0)
 
 
