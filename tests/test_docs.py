@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "reference" not in path.parts and path.name != "log.md")
+pytestmark = pytest.mark.timeout(900)  # the first test also runs the small job
 TRAINED = ("pretrain", "captioner", "matcher")
 SMALL: dict[str, dict[str, Any]] = {
     "world": {"num_web": 120, "num_human": 40, "num_eval": 16},

@@ -134,11 +134,14 @@ def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]
 def is_by_columns(path: Path, encoding: str = "utf-8") -> bool:
     """Returns whether a file is one object of arrays and not JSON lines: its only line is an object with nothing but arrays,
     or the object goes on behind its first line, which opens it, or its first array."""
-    with text_file(path, encoding) as handle:
-        line = handle.readline(CHUNK_CHARS)
-        while line and not line.strip():
+    try:
+        with text_file(path, encoding) as handle:
             line = handle.readline(CHUNK_CHARS)
-        rest = handle.read(CHUNK_CHARS)
+            while line and not line.strip():
+                line = handle.readline(CHUNK_CHARS)
+            rest = handle.read(CHUNK_CHARS)
+    except UnicodeDecodeError:  # the reader of lines names the line
+        return False
     try:
         found = parse_json(line) if len(line) < CHUNK_CHARS else None
     except (ValueError, RecursionError):

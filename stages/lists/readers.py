@@ -250,7 +250,14 @@ def _by_columns(file: Path, wanted: Wanted) -> Iterator[Row]:
             f"{file}: the arrays {', '.join(f'{k!r} of {n:,}' for k, n in lengths.items())} differ in length"
         )
     for number, values in enumerate(zip(*columns.values(), strict=True)):
-        yield f"{file} item {number + 1}", dict(zip(columns, values, strict=True))
+        yield f"{file} item {number + 1}", dict(zip(columns, map(_as_written, values), strict=True))
+
+
+def _as_written(value: Any) -> Any:
+    """Returns a number as text, NaN as None, other values as they are."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return None if value != value else json.dumps(value)
+    return value
 
 
 Reader = Callable[[Path, Wanted, "Sequence[str] | None", str], Iterator[Row]]

@@ -18,6 +18,8 @@ from vlpipe.stages.lists.coco import read_captions
 from vlpipe.stages.lists.coco_objects import read_instances
 from vlpipe.stages.lists.json_values import load_json
 from vlpipe.stages.lists.pope import read_questions
+from vlpipe.stages.lists.published.flickr import read_tokens
+from vlpipe.stages.lists.published.visual_genome import read_paths, read_regions
 from vlpipe.stages.lists.sugarcrepe import read_tests
 from vlpipe.stages.lists.winoground import read_sides
 from vlpipe.stages.web.robots import is_reserved, tdm_rules
@@ -68,6 +70,10 @@ TDMREP = [
     {"location": "/a*b$", "tdm-reservation": 1},
     {"location": "*", "tdm-reservation": 0, "tdm-policy": "x"},
 ]
+REGIONS = [
+    {"id": 1, "regions": [{"phrase": "a dog", "image_id": 1, "x": 0, "y": 1, "width": 2, "height": 3}]}
+]
+IMAGES = [{"image_id": 1, "url": "https://a.test/VG_100K/1.jpg"}]
 FOLDER = tempfile.TemporaryDirectory(prefix="vlpipe-fuzz-")
 FILE = Path(FOLDER.name) / "it.json"
 REFUSED = (VlpipeError, RowFault)
@@ -90,6 +96,9 @@ def read(data: bytes) -> None:
         lambda: list(read_instances(str(FILE))),
         lambda: YouCook2(annotations=File(path=str(FILE))).spans_by_video(),
         lambda: MsrVtt(annotations=File(path=str(FILE))).spans_by_video(),
+        lambda: list(read_regions(str(FILE), {"1": "VG_100K/1.jpg"})),
+        lambda: read_paths(str(FILE)),
+        lambda: list(read_tokens(str(FILE))),
         lambda: [one.found() for _, one in read_howto100m(FILE) if not isinstance(one, RowFault)],
     )
     for reader in readers:
@@ -108,8 +117,12 @@ KIND = Kind(
     seeds=(
         *map(
             dumped,
-            (COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP, CREPE, POPE, PAIR, INSTANCES, YOUCOOK2, MSRVTT),
+            (
+                *(COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP, CREPE, POPE, PAIR, INSTANCES),
+                *(YOUCOOK2, MSRVTT, REGIONS, IMAGES),
+            ),
         ),
+        b"a.jpg#0\ta dog\nb.jpg#1\ta cat\n",
         *(
             dumped(COCO).decode().encode("utf-16"),
             b"\xef\xbb\xbf" + dumped(BLIP),

@@ -20,6 +20,7 @@ JSONL = (
     b'{"url": "http://a.test/a.jpg", "text": "a"}\n{"url": "http://a.test/b.jpg", "text": ["a", null, "b"]}\n'
 )
 JSON = b'[{"url": "http://a.test/a.jpg", "text": "a", "width": 1.0}, {"text": NaN, "url": "http://a.test/b.jpg"}]'
+COLUMNS = b'{"url": ["http://a.test/a.jpg", "http://a.test/b.jpg"],\n"text": [["a", "b"], 1.5]}'
 TXT = b"# a comment\nurl:http://a.test/a.jpg\ndomain:b.test\nsha256:" + b"0f" * 32 + b"\n"
 ENTRIES = b"sha256,domain\n" + b"0f" * 32 + b",b.test\n"
 CAPTIONS = b'{"file": "a.jpg", "captions": ["a", "b"]}\n'
@@ -57,6 +58,7 @@ KIND = Kind(
             CSV,
             JSONL,
             JSON,
+            COLUMNS,
             TXT,
             ENTRIES,
             CAPTIONS,

@@ -314,6 +314,7 @@ def test_an_object_of_arrays_is_no_json_lines(tmp_path: Path) -> None:
     by_columns = {"url": ["u", "v"], "text": ["a", ["b", "c"]]}
     for indent in (None, 1):
         assert texts(json.dumps(by_columns, indent=indent)) == [("a",), ("b", "c")]
+    assert texts('{"url": ["u", "v"], "text": [1.5, NaN]}') == [("1.5",), ()]
     assert texts('{"text": ["a", "b"], "url": "u"}') == [("a", "b")]  # one line of JSON lines
     assert texts('{"text": ["a", "b"], "url": "u"}\n{"text": "c", "url": "v"}\n') == [("a", "b"), ("c",)]
     with pytest.raises(VlpipeError, match=r"the arrays 'url' of 2, 'text' of 1 differ in length"):
