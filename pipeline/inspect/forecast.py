@@ -1,6 +1,7 @@
 """Forecast of a full run from a sample: `vlpipe run --sample K` ran the first K shards of each source in the same root.
 
-A map step takes time, space and tokens in proportion to its input rows; a step that computes in equal steps, such as a
+A map step takes time, space and tokens in proportion to its input rows, after what its workers take to start: seconds
+by which a shard is far above the median per row count once, not for each shard. A step that computes in equal steps, such as a
 training, the time of one of them as often as the full run has them. What a step returns per input row in the sample, it is
 taken to return in the full run; a gather step that does not return its input rows returns as many rows as in the sample.
 """
@@ -13,11 +14,12 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median_low
 
 from rich.table import Table
 
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
-from vlpipe.pipeline.engine.records.receipts import seconds_of
+from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of
 from vlpipe.pipeline.engine.worker.gather import TOTAL, ListRows
 from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.inspect.status import folder_bytes
@@ -28,6 +30,7 @@ from vlpipe.pipeline.storage.store import Store
 
 RECORD = "_sample.json"
 PRICE = "cost"  # a figure of receipts' `run`
+STARTS = 1.5  # a shard that takes longer than this many times the median per row is taken to be a worker's first
 TOKENS = "tokens"  # stages count what a server charges for under names that begin with this
 
 
@@ -83,13 +86,26 @@ def _cost(one: PlannedStep, rows_in: float, full: Stage, store: Store) -> Cost:
         step=one.name,
         rows_in=round(rows_in),
         rows_out=round(rows_out),
-        seconds=_by_steps(one, round(rows_in), full) or seconds * longer,
+        seconds=_by_steps(one, round(rows_in), full) or by_rows(one.receipts, seconds, longer),
         cpus=step.resources.cpus,
         gpus=step.resources.gpus,
         bytes=round(num_bytes * (longer if num_bytes and not _keeps_its_size(one) else 1.0)),
         tokens={name: round(num * times) for name, num in made.counts.items() if name.startswith(TOKENS)},
         price=times * sum(float(receipt.run.get(PRICE, 0.0)) for receipt in one.receipts),
     )
+
+
+def by_rows(receipts: Sequence[Receipt], seconds: float, times: float) -> float:
+    """Returns the seconds of a step with `times` as many rows. seconds: of all receipts.
+
+    A worker's first shard takes longer, as it loads a model or imports modules.
+    """
+    each = [(float(r.run["seconds"]) / r.rows_in, r.rows_in) for r in receipts if r.rows_in and "seconds" in r.run]
+    if len(each) < 2 or len(each) < len(receipts):
+        return seconds * times
+    typical = median_low(rate for rate, _ in each)
+    start = sum((rate - typical) * rows for rate, rows in each if rate > STARTS * typical)
+    return start + (seconds - start) * times
 
 
 def _conserves(stage: Stage) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from cli_helpers import Runs, vlpipe
 
-from vlpipe.pipeline.engine.records.receipts import read_receipts, seconds_of
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, seconds_of
 from vlpipe.pipeline.errors import VlpipeWarning
-from vlpipe.pipeline.inspect.forecast import Cost, duration, read_forecast, totals
+from vlpipe.pipeline.inspect.forecast import Cost, by_rows, duration, read_forecast, totals
+from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.store import Store
 
 TEXT = """
@@ -116,6 +117,18 @@ def test_a_damaged_record_costs_the_forecast_alone(tmp_path: Path) -> None:
     with pytest.warns(VlpipeWarning, match="a sample writes it again"):
         go("run", "--local", "--sample", "2")
     assert go("plan")[-1].startswith("about ")
+
+
+def test_what_a_worker_takes_to_start_is_not_multiplied() -> None:
+    """Three shards of 100 rows of a full run of 2,000; the first waits 4 s for its model. One alone tells nothing apart."""
+
+    def receipt(seconds: float, rows: int = 100) -> Receipt:
+        return Receipt(index=0, shard=Shard("", "", 0, ""), bytes=0, rows_in=rows, run={"seconds": seconds})
+
+    assert by_rows([receipt(6), receipt(2), receipt(2)], 10, 20 / 3) == pytest.approx(4 + 2 * 20)
+    assert by_rows([receipt(6), receipt(1, rows=50)], 7, 2000 / 150) == pytest.approx(4 + 0.02 * 2000)
+    assert by_rows([receipt(6)], 6, 20) == 120
+    assert by_rows([], 3, 20) == 60
 
 
 def test_totals() -> None:

@@ -35,6 +35,9 @@ class UniVl(Model):
     words.
     """
 
+    # 2: frames keep their position in the cross encoder beside texts of any length; names of blocks
+    VERSION = 2
+
     STREAMS = {"video": "windows:S3dWindows", "text": "text:Text"}  # noqa: RUF012
     ENCODINGS = {"video": ("video_tokens",), "text": ("text_tokens",)}  # noqa: RUF012
 
