@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -43,7 +42,7 @@ def read_paths(path: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, image in _items(path):
         url = wanted(image, "url", str, where)
-        parts = urlsplit(url).path.split("/")[-2:]
+        parts = url.partition("?")[0].partition("://")[2].split("/")[1:][-2:]
         if len(parts) < 2 or not all(parts):
             raise VlpipeError(f"{where}: wanted a URL that ends in FOLDER/FILE, got {shown(url)}")
         found[str(image.get("image_id"))] = "/".join(parts)
