@@ -67,6 +67,8 @@ class Joined(GatherStage):
             found: Groups = {}
             for table in data.batches(["id", "part"]):
                 for id_, part in zip(table["id"].to_pylist(), table["part"].to_pylist(), strict=True):
+                    if part is None or part["group"] is None:
+                        raise VlpipeError(f"downstream.joined: row {id_} of {data.name} has no `part`")
                     sides = found.setdefault(part["group"], {})
                     if part["group"] in whole or part["number"] in sides or part["number"] not in SIDES:
                         raise VlpipeError(

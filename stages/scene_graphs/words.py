@@ -46,7 +46,13 @@ class SceneWords(GatherStage):
         for data in job.inputs:
             for table in data.batches(["texts", "scene_graphs"]):
                 for row in table.to_pylist():
-                    for text, graph in zip(row["texts"] or (), row["scene_graphs"] or (), strict=True):
+                    texts, graphs = row["texts"] or (), row["scene_graphs"] or ()
+                    if len(texts) != len(graphs):
+                        raise VlpipeError(
+                            f"scene_graphs.words: a row of {data.name} has {len(graphs)} scene graph(s) for {len(texts)} "
+                            "text(s): parse its texts in a step after the last one that adds or removes texts"
+                        )
+                    for text, graph in zip(texts, graphs, strict=True):
                         for kind in KINDS if graph else ():
                             found = (text["text"][one["start"] : one["end"]].lower() for one in graph[kind])
                             counts[kind].update(found)

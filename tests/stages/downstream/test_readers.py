@@ -141,6 +141,9 @@ def test_pairs_that_cannot_be_joined(tmp_path: Path) -> None:
     twice = table(("a0", "a", 0), ("b0", "a", 0))
     with pytest.raises(VlpipeError, match="row b0 is image 0 of 'a', and so is row a0"):
         run_gather(Joined(columns=("image",)), [dataset(tmp_path / "in", twice)], tmp_path / "out")
+    none = twice.slice(0, 1).set_column(1, SCHEMA.field("part"), pa.nulls(1, PART))
+    with pytest.raises(VlpipeError, match=r"row a0 of .* has no `part`"):
+        run_gather(Joined(columns=("image",)), [dataset(tmp_path / "n", none)], tmp_path / "no")
     far = table(("a0", "a", 0), ("b0", "b", 0), ("a1", "a", 1), ("b1", "b", 1))
     with pytest.raises(VlpipeError, match=r"1 rows wait for their other one, .* above max_waiting_bytes 1"):
         run_gather(

@@ -11,7 +11,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.row import TEXTS, text
-from vlpipe.stages.scene_graphs.parse import KINDS, SceneGraphs
+from vlpipe.stages.scene_graphs.parse import GRAPHS, KINDS, SceneGraphs
 from vlpipe.stages.scene_graphs.rewrites import Rewrites, replaced
 from vlpipe.stages.scene_graphs.words import SceneWords, read_words, thin
 
@@ -93,3 +93,11 @@ def test_the_article_follows_the_word() -> None:
     assert replaced("by an orange cat", 6, 12, "red") == "by a red cat"
     assert replaced("an orange", 3, 9, "apple") == "an apple"
     assert replaced("sofa red", 5, 8, "orange") == "sofa orange"
+
+
+def test_texts_that_came_after_the_graphs_are_named(tmp_path: Path) -> None:
+    texts = [[text("a dog", "web"), text("a cat", "web")]]
+    graphs = [[{"objects": [], "attributes": [], "relations": []}]]
+    rows = pa.table({"id": ["a"], "texts": pa.array(texts, TEXTS), "scene_graphs": pa.array(graphs, GRAPHS)})
+    with pytest.raises(VlpipeError, match=r"has 1 scene graph\(s\) for 2 text\(s\)"):
+        run_gather(SceneWords(), [dataset(tmp_path / "in", rows)], tmp_path / "out")
