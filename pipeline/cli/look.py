@@ -141,6 +141,7 @@ def ui_command(
 
     It reads only, listens on 127.0.0.1 only, and wants the random token of the printed URL. From another machine: ssh -L.
     """
+    from vlpipe.pipeline.ui.memory import return_freed_memory
     from vlpipe.pipeline.ui.views import make_server, make_site
 
     stores = [root_store(path) for path in dict.fromkeys(roots)]
@@ -151,6 +152,7 @@ def ui_command(
         about = f"{made.num_files:,} files, {size(made.num_bytes)}, {made.num_rows:,} rows"
         say(f"{bundle}: {about}; put the folder on any web server")
         return
+    return_freed_memory()
     with make_server(stores, port) as server:
         say(f"{server.url}  (Ctrl-C ends it)")
         if open_:

@@ -1,7 +1,7 @@
 """Forecast of a full run from a sample: `vlpipe run --sample K` ran the first K shards of each source in the same root.
 
 A map step takes time, space and tokens in proportion to its input rows, after what its workers take to start: seconds
-by which a shard is far above the median per row count once, not for each shard. A step that computes in equal steps, such as a
+by which a shard is far above the median per row count once. A step that computes in equal steps, such as a
 training, the time of one of them as often as the full run has them. What a step returns per input row in the sample, it is
 taken to return in the full run; a gather step that does not return its input rows returns as many rows as in the sample.
 """
@@ -30,7 +30,7 @@ from vlpipe.pipeline.storage.store import Store
 
 RECORD = "_sample.json"
 PRICE = "cost"  # a figure of receipts' `run`
-STARTS = 1.5  # a shard that takes longer than this many times the median per row is taken to be a worker's first
+STARTS = 1.5  # a shard slower per row than this many times the median is taken to be a worker's first
 TOKENS = "tokens"  # stages count what a server charges for under names that begin with this
 
 
@@ -100,7 +100,9 @@ def by_rows(receipts: Sequence[Receipt], seconds: float, times: float) -> float:
 
     A worker's first shard takes longer, as it loads a model or imports modules.
     """
-    each = [(float(r.run["seconds"]) / r.rows_in, r.rows_in) for r in receipts if r.rows_in and "seconds" in r.run]
+    each = [
+        (float(r.run["seconds"]) / r.rows_in, r.rows_in) for r in receipts if r.rows_in and "seconds" in r.run
+    ]
     if len(each) < 2 or len(each) < len(receipts):
         return seconds * times
     typical = median_low(rate for rate, _ in each)

@@ -25,7 +25,7 @@ from vlpipe.pipeline.parquet.file import Parquet
 
 WRITTEN = re.compile(r"\s*([\w.@#-]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 BEST = ".max"  # texts.score.max: of each row, the largest value that is not null
-CACHE_BYTES = 128 << 20
+CACHE_BYTES = 96 << 20
 MAX_CONDITIONS = 16
 
 Mask = npt.NDArray[np.bool_]
