@@ -14,7 +14,8 @@ SETTINGS = ((-8, 2), (-3, 64 << 10), (-1, 128 << 10))
 def return_freed_memory() -> None:
     """Sets Arrow's and C's allocators so that they keep little of what is freed. Called once, before threads start.
 
-    Each thread otherwise keeps what its largest request took: 653 MB over 2,000,000 rows, in place of 481 (`benchmarks/ui.md`). Does nothing for C libraries other than glibc.
+    Each thread otherwise keeps what its largest request took: 653 MB over 2,000,000 rows, not 481 (`benchmarks/ui.md`).
+    Does nothing for C libraries other than glibc.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     if sys.platform != "linux":

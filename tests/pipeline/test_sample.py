@@ -123,7 +123,13 @@ def test_what_a_worker_takes_to_start_is_not_multiplied() -> None:
     """Three shards of 100 rows of a full run of 2,000; the first waits 4 s for its model. One alone tells nothing apart."""
 
     def receipt(seconds: float, rows: int = 100) -> Receipt:
-        return Receipt(index=0, shard=Shard("", "", 0, ""), bytes=0, rows_in=rows, run={"seconds": seconds})
+        return Receipt(
+            index=0,
+            shard=Shard(path="", num_rows=0, digest=""),
+            bytes=0,
+            rows_in=rows,
+            run={"seconds": seconds},
+        )
 
     assert by_rows([receipt(6), receipt(2), receipt(2)], 10, 20 / 3) == pytest.approx(4 + 2 * 20)
     assert by_rows([receipt(6), receipt(1, rows=50)], 7, 2000 / 150) == pytest.approx(4 + 0.02 * 2000)
