@@ -42,6 +42,7 @@ ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 # gives pages and buffers of 32 MB that are freed and allocated again (for images of 48 KB: 75 MB more memory, and 0.19
 # instead of 0.09 ms per image).
 PAGE_ROWS = 32
+SEE_VERIFY = "; `vlpipe verify` lists what is damaged"
 HEAVY = b"vlpipe.heavy"
 REF = b"vlpipe.ref"
 ORIGIN = "="  # before the path of a reference column made with `is_origin`
@@ -339,7 +340,7 @@ def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
         if footer_digest(handle) != footer:
             raise ValueError("its footer has changed")
     except ValueError as error:
-        raise VlpipeError(f"shard {name} cannot be read ({error}); see `vlpipe verify`") from error
+        raise VlpipeError(f"shard {name} cannot be read ({error}){SEE_VERIFY}") from error
     handle.seek(0)
 
 
@@ -353,8 +354,7 @@ def _opened(store: Store, rel: str, digest: str = "") -> Iterator[IO[bytes]]:
         path = local_copy(store, rel, digest) or (store.path(rel) if store.is_local else "")
         handle: IO[bytes] = pa.OSFile(path) if path else store.open(rel)
     except FileNotFoundError as error:
-        lost = f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
-        raise VlpipeError(lost) from error
+        raise VlpipeError(f"shard {store.path(rel)} is missing{SEE_VERIFY}") from error
     with handle:
         yield handle
 

@@ -94,7 +94,7 @@ def test_pairing_rules_cut_too_and_their_keys_stay(videos: Videos) -> None:
 
 def test_mistakes_are_told(videos: Videos, tmp_path: Path) -> None:
     assert MilNce(windows=("frames",)).preflight() == [
-        "windows: wanted some of s3d, frame_feats, frame_looks; got ['frames']"
+        "windows: wanted some of s3d, frame_feats, context_feats, frame_looks; got ['frames']"
     ]
     with pytest.raises(
         SchemaError, match=r"reads column 'frame_feats', which no earlier step writes; add a step"
