@@ -23,7 +23,13 @@ from vlpipe.pipeline.workflow.load import Workflow
 HERE = Path(__file__).parent
 WORKFLOW = str(HERE.parent / "workflows/blip_capfilt.yaml")
 SHARDS = 3  # of 20
-SETS = ["images.shard_rows=200", "captioner.steps=300", "matcher.steps=300", "pretrain.steps=300"]
+SETS = [
+    "world.num_web=12000",
+    "images.shard_rows=600",
+    "captioner.steps=300",
+    "matcher.steps=300",
+    "pretrain.steps=300",
+]
 WANTED = 0.25
 
 
@@ -58,7 +64,7 @@ def main() -> None:
         [
             "# Forecast of a full run from a sample",
             f"Written by `python benchmarks/forecast.py --write`. {at}",
-            "`blip_capfilt.yaml` with 20 shards of 200 images and trainings of 300 steps: forecast from "
+            "`blip_capfilt.yaml` with 20 shards of 600 images and trainings of 300 steps: forecast from "
             f"`--sample {SHARDS}`, and a full run in an empty root. Seconds of one worker; steps of a second or more.",
             table(["step", "forecast", "full run", "difference"], rows),
         ]

@@ -1,7 +1,7 @@
 """Forecast of a full run from a sample: `vlpipe run --sample K` ran the first K shards of each source in the same root.
 
 A map step takes time, space and tokens in proportion to its input rows, after what its workers take to start: seconds
-by which a shard is far above the median per row count once. A step that computes in equal steps, such as a
+by which a shard is far above the others per row count once. A step that computes in equal steps, such as a
 training, the time of one of them as often as the full run has them. What a step returns per input row in the sample, it is
 taken to return in the full run; a gather step that does not return its input rows returns as many rows as in the sample.
 """
@@ -14,7 +14,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median_low
 
 from rich.table import Table
 
@@ -30,7 +29,7 @@ from vlpipe.pipeline.storage.store import Store
 
 RECORD = "_sample.json"
 PRICE = "cost"  # a figure of receipts' `run`
-STARTS = 1.5  # a shard slower per row than this many times the median is taken to be a worker's first
+STARTS = 1.5  # a shard slower per row than this many times the fastest is taken to be a worker's first
 TOKENS = "tokens"  # stages count what a server charges for under names that begin with this
 
 
@@ -105,8 +104,9 @@ def by_rows(receipts: Sequence[Receipt], seconds: float, times: float) -> float:
     ]
     if len(each) < 2 or len(each) < len(receipts):
         return seconds * times
-    typical = median_low(rate for rate, _ in each)
-    start = sum((rate - typical) * rows for rate, rows in each if rate > STARTS * typical)
+    steady = [(rate, rows) for rate, rows in each if rate <= STARTS * min(each)[0]]
+    usual = sum(rate * rows for rate, rows in steady) / sum(rows for _, rows in steady)
+    start = sum((rate - usual) * rows for rate, rows in each if (rate, rows) not in steady)
     return start + (seconds - start) * times
 
 
