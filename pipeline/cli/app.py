@@ -140,13 +140,10 @@ def run(
             costs = forecast(steps, {step.name: step.stage for step in found.steps}, store)
             write_forecast(store, found.name, sample, costs)
     seconds = time.monotonic() - began
-    if todo:
-        text = f"{found.name}: done in {seconds:.1f} s; results are in {store.url}"
-    else:
-        text = f"{found.name}: all {len(steps)} steps are done, nothing to do ({seconds:.1f} s)"
-    out.print(text, highlight=False, soft_wrap=True)
-    table = results_table(steps, store)
-    if table is not None:
+    done = f"done in {seconds:.1f} s; results are in {store.url}"
+    text = done if todo else f"all {len(steps)} steps are done, nothing to do ({seconds:.1f} s)"
+    out.print(f"{found.name}: {text}", highlight=False, soft_wrap=True)
+    if (table := results_table(steps, store)) is not None:
         out.print(table)
     if sample is not None:
         _print_forecast(f"a sample of {sample} shard(s) per source; the full run is expected to take:", costs)

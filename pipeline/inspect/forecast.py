@@ -95,7 +95,7 @@ def _cost(one: PlannedStep, rows_in: float, full: Stage, store: Store) -> Cost:
 
 
 def by_rows(receipts: Sequence[Receipt], seconds: float, times: float) -> float:
-    """Returns the seconds of a step with `times` as many rows. seconds: of all receipts.
+    """Returns the seconds that a step takes for `times` as many rows as the receipts have. seconds: what these took.
 
     A worker's first shard takes longer, as it loads a model or imports modules.
     """

@@ -151,11 +151,7 @@ class Asker:
                         self.pace.left()
                     if failure.why == "redirect":
                         return failure
-                    if failure.why == NO_LOGPROBS and not self._has_answered:
-                        raise VlpipeError(
-                            "the server's answers have no log-probabilities: it must know `logprobs` and `top_logprobs` of "
-                            "chat completions, as vLLM and SGLang do"
-                        ) from None
+                    self._refuse_without_logprobs(failure)
                     self._note_failure(response.status in SHUT, failure.detail, response.status)
                 else:
                     self.pace.answered(self._loop.time() - began)
@@ -169,6 +165,14 @@ class Asker:
             await asyncio.sleep(self._backoff_s(attempt))
             if self._shut_since is None and self._is_late(row):
                 return problem
+
+    def _refuse_without_logprobs(self, failure: NoAnswer) -> None:
+        """Raises VlpipeError if a first answer lacks log-probabilities: the server has none, and no later answer will."""
+        if failure.why == NO_LOGPROBS and not self._has_answered:
+            raise VlpipeError(
+                "the server's answers have no log-probabilities: it must know `logprobs` and `top_logprobs` of chat "
+                "completions, as vLLM and SGLang do"
+            ) from None
 
     async def _uri(self, row: Row) -> bytes:
         """Returns the row's image as it is sent; made once for all questions about it; empty if none is. Raises RowFault."""

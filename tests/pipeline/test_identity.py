@@ -23,7 +23,6 @@ from vlpipe.pipeline.inspect.verify.run import verify_step
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.hf_hub import hub_commit
 from vlpipe.pipeline.workflow.load import Workflow
 
 WORDS = [f"w{n:02d}" for n in range(20)]
@@ -329,38 +328,6 @@ def test_more_than_a_million_shards_keep_their_numbers(tmp_path: Path) -> None:
         shard = Shard(path=shard_path("s-00000000", index), num_rows=0, digest="")
         write_receipt(store, "s-00000000", Receipt(index=index, shard=shard, bytes=0, rows_in=0))
     assert receipt_numbers(store, "s-00000000") == [7, 999_999, 1_000_000, 12_345_678]
-
-
-COMMITS = {"main": "a" * 40, "v2": "b" * 40}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of the hub's client, with one model in two revisions; the hub itself cannot be asked."""
-    model = tmp_path / "hub" / "models--org--name"
-    (model / "refs").mkdir(parents=True)
-    for ref, commit in COMMITS.items():
-        (model / "refs" / ref).write_text(commit)
-        (model / "snapshots" / commit).mkdir(parents=True)
-        (model / "snapshots" / commit / "text.txt").write_text(ref)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return model
-
-
-def test_a_hub_id_is_the_commit_it_means(hub: Path) -> None:
-    assert hub_commit("org/name") == COMMITS["main"]
-    assert hub_commit("org/name@v2") == COMMITS["v2"]
-    assert hub_commit(f"org/name@{'c' * 40}") == "c" * 40
-    assert hub_commit("org/other", remembered="d" * 40) == "d" * 40
-    with pytest.raises(
-        VlpipeError, match=r"x: there is no file or folder 'chekpoints/blip' .* write a path that exists"
-    ):
-        hub_commit("chekpoints/blip", "x: ")
-    with pytest.raises(VlpipeError, match=r"there is no file or folder '\./blip'"):
-        hub_commit("./blip")
-    digests = keys.FileDigests(Store(str(hub.parent / "root")))
-    assert digests.of_hub("org/name") == f"hub:org/name@{COMMITS['main']}"
 
 
 def test_equal_rows_have_equal_keys_wherever_a_root_lies(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def listed(folder: Path) -> list[tuple[str, str]]:
     return [*texts.items(), ("gone.png", GOOD)]
 
 
+def vlpipe(*args: str) -> str:
+    call = [sys.executable, "-m", "vlpipe.pipeline.cli.main", *args]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
     folder, root = tmp_path / "images", tmp_path / "root"
@@ -57,20 +64,8 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
     urls = [f"http://demo.test/{name}" for name, _ in pairs]
     pq.write_table(pa.table({"url": urls, "text": [text for _, text in pairs]}), tmp_path / "pairs.parquet")
     sets = (f"images.list={tmp_path / 'pairs.parquet'}", f"images.serve={{demo.test: {folder}}}")
-    command = [
-        sys.executable,
-        "-m",
-        "vlpipe.pipeline.cli.main",
-        "run",
-        WORKFLOW,
-        "--local",
-        "--root",
-        str(root),
-    ]
-    command += [part for one in sets for part in ("--set", one)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
+    where = ["--root", str(root), *(part for one in sets for part in ("--set", one))]
+    vlpipe("run", WORKFLOW, "--local", *where)
     steps = {
         one.name: one for one in plan(Workflow.load(WORKFLOW, sets=sets, root=str(root)), Store(str(root)))
     }
@@ -94,14 +89,7 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
     }
 
     def why(name: str) -> str:
-        said = subprocess.run(
-            [*command[:3], "why", WORKFLOW, f"http://demo.test/{name}", *command[6:]],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return " ".join(said.stdout.split())
+        return " ".join(vlpipe("why", WORKFLOW, f"http://demo.test/{name}", *where).split())
 
     assert "judged dropped, filtered: min_side (min_side 150, wanted >= 200)" in why("small.png")
     assert "no_text_kept (web: seen_often (text_count 11, wanted <= 10))" in why("shop0.png")

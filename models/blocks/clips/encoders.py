@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vlpipe.models.blocks.post_norm import NORM_EPS, PostNormLayer
 from vlpipe.models.interface.batch import Stream
+from vlpipe.models.interface.outputs import Outputs
 
 
 class WindowEncoder(nn.Module):
@@ -95,3 +96,15 @@ def window_mask(video: Stream) -> Tensor:
     data = video.data
     whole = data.new_ones(data.shape[:-1], dtype=torch.bool)
     return (whole if video.mask is None else video.mask).flatten(0, 1)
+
+
+def read_together(out: Outputs, cross: JoinedEncoder) -> dict[str, Tensor]:
+    """Returns the states of words (M, L, width) and windows (M, T, width) of M pairs after the cross encoder: of the model's
+    `text_tokens` and `video_tokens`, row by row, or as the view pairs them."""
+    tokens = {}
+    for name in ("text", "video"):
+        value, rows = out.unpaired(f"{name}_tokens", name)
+        tokens[name] = value if rows is None else value[rows]
+    masks = word_mask(out.stream("text")), window_mask(out.stream("video"))
+    words, windows = cross(tokens["text"], tokens["video"], *masks)
+    return {"text": words, "video": windows}

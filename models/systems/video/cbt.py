@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.bert import BertEncoder
-from vlpipe.models.blocks.clips.encoders import JoinedEncoder, WindowEncoder, window_mask, word_mask
+from vlpipe.models.blocks.clips.encoders import (
+    JoinedEncoder,
+    WindowEncoder,
+    read_together,
+    window_mask,
+    word_mask,
+)
 from vlpipe.models.blocks.clips.windows import mean_of
 from vlpipe.models.blocks.post_norm import init_bert
 from vlpipe.models.interface.model import Model
@@ -79,13 +85,7 @@ class Cbt(Model):
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         """States of words (M, L, width) and windows (M, T, width), read together."""
-        tokens = {}
-        for name in ("text", "video"):
-            value, rows = out.unpaired(f"{name}_tokens", name)
-            tokens[name] = value if rows is None else value[rows]
-        masks = word_mask(out.stream("text")), window_mask(out.stream("video"))
-        words, windows = self.cross(tokens["text"], tokens["video"], *masks)
-        return {"text": words, "video": windows}
+        return read_together(out, self.cross)
 
     def pair_score(self, out: Outputs) -> Tensor:
         """(M,): log MI of text and clip, up to a constant."""

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.bert import BertEncoder
-from vlpipe.models.blocks.clips.encoders import JoinedEncoder, WindowEncoder, window_mask, word_mask
+from vlpipe.models.blocks.clips.encoders import (
+    JoinedEncoder,
+    WindowEncoder,
+    read_together,
+    window_mask,
+    word_mask,
+)
 from vlpipe.models.blocks.clips.windows import mean_of
 from vlpipe.models.blocks.clips.writer import Writer
 from vlpipe.models.blocks.post_norm import NORM_EPS, Transform, init_bert
@@ -112,13 +118,7 @@ class UniVl(Model):
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         """States of words (M, L, width) and frames (M, T, width) after the cross encoder."""
-        tokens = {}
-        for name in ("text", "video"):
-            value, rows = out.unpaired(f"{name}_tokens", name)
-            tokens[name] = value if rows is None else value[rows]
-        masks = word_mask(out.stream("text")), window_mask(out.stream("video"))
-        words, frames = self.cross(tokens["text"], tokens["video"], *masks)
-        return {"text": words, "video": frames}
+        return read_together(out, self.cross)
 
     def word_hidden(self, out: Outputs) -> Tensor:
         return out.fused["text"]

@@ -15,6 +15,7 @@ import pytest
 from tests.stages.endpoint.kill_rounds import HERE, accounted, allowed_after, lines_of, stored
 
 ROWS = 200
+RUN = (sys.executable, "-m", "vlpipe.pipeline.cli.main", "run")
 WORKFLOW = """
 name: managed
 steps:
@@ -61,16 +62,7 @@ def test_the_server_of_a_killed_driver_ends(tmp_path: Path, more: list[str]) -> 
     log.touch()
 
     def start() -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "vlpipe.pipeline.cli.main",
-            "run",
-            str(file),
-            "--root",
-            str(root),
-            *more,
-        ]
+        command = [*RUN, str(file), "--root", str(root), *more]
         env = {**os.environ, "PYTHONPATH": str(HERE)}
         with (tmp_path / "out.txt").open("ab") as out:
             return subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
@@ -101,16 +93,7 @@ def test_a_server_that_dies_again_and_again_costs_attempts_and_no_answer(tmp_pat
     """It dies after 40 answers each time; a shard of 50 rows needs two servers, and the runner tries it again."""
     log, root, file = tmp_path / "server.log", tmp_path / "root", tmp_path / "w.yaml"
     file.write_text(WORKFLOW.format(num=100, python=sys.executable, log=log, die_after=40))
-    command = [
-        sys.executable,
-        "-m",
-        "vlpipe.pipeline.cli.main",
-        "run",
-        str(file),
-        "--root",
-        str(root),
-        "--local",
-    ]
+    command = [*RUN, str(file), "--root", str(root), "--local"]
     env = {**os.environ, "PYTHONPATH": str(HERE)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

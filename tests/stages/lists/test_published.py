@@ -33,6 +33,7 @@ BLIP_TWO = [(0, "a dog"), (1, "a cat"), (0, "a brown dog")]
 
 Bytes = list[bytes]
 Write = Callable[[Path, Bytes], None]
+Texts = list[list[str]]
 
 
 def write_json(name: str, content: Any) -> Write:
@@ -138,7 +139,7 @@ def write_visual_genome(folder: Path, images: Bytes) -> None:
     write_json("image_data.json", VG_DATA)(folder, images)
 
 
-FILES: dict[str, tuple[Write, list[list[str]]]] = {
+FILES: dict[str, tuple[Write, Texts]] = {
     "LAION": (
         write_parquet("laion/part-0.parquet", {"SAMPLE_ID": [1, 2], "URL": URLS, "TEXT": ["a dog", "a cat"]}),
         ONE,
@@ -205,13 +206,19 @@ def test_every_set_of_the_page_has_a_test() -> None:
 def test_a_set_is_read_by_its_step(
     name: str, tmp_path: Path, images: Bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, wanted = FILES[name]
+    is_read(STEPS[name], *FILES[name], tmp_path, images, monkeypatch)
+
+
+def is_read(
+    text: str, write: Write, wanted: Texts, tmp_path: Path, images: Bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes a set's files, reads them by the step, and compares texts and images."""
     write(tmp_path, images)
     for folder in ("coco", "flickr30k", "vg/VG_100K_2", "served"):
         (tmp_path / folder).mkdir(parents=True)
         for n, data in enumerate(images):
             (tmp_path / folder / f"{n + 1}.jpg").write_bytes(data)
-    step = yaml.safe_load(STEPS[name])
+    step = yaml.safe_load(text)
     if step["use"].startswith("fetching."):
         step["serve"] = {"a.test": "served"}
     monkeypatch.chdir(tmp_path)
@@ -227,12 +234,9 @@ def test_a_set_is_read_by_its_step(
 
 
 def test_sbus_older_form_pasted(tmp_path: Path, images: Bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        STEPS, "LAION", '{use: "fetching.images:FetchImages", list: s.tsv, columns: [url, text]}'
-    )
+    step = '{use: "fetching.images:FetchImages", list: s.tsv, columns: [url, text]}'
     pasted = write_text("s.tsv", "".join(f"{u}\t{t[0]}\n" for u, t in zip(URLS, ONE, strict=True)))
-    monkeypatch.setitem(FILES, "LAION", (pasted, ONE))
-    test_a_set_is_read_by_its_step("LAION", tmp_path, images, monkeypatch)
+    is_read(step, pasted, ONE, tmp_path, images, monkeypatch)
 
 
 @pytest.mark.parametrize("line", ["1.jpg a dog", "1.jpg\ta dog", "#0\ta dog", "1.jpg#x\ta dog"])
