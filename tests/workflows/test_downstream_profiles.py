@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vlpipe.stages.train.train import Train
 
 FOLDER = Path(vlpipe.workflows.__path__[0], "downstream")
 GIVEN = {  # workflow -> files, and folders of files or of weights
+    "captioning": ("dataset_coco.json", "coco detector vlp"),
     "dense": (
         "ade20k/training.jsonl ade20k/validation.jsonl instances_train2017.json instances_val2017.json",
         "ade20k/images/training ade20k/images/validation ade20k/annotations/training ade20k/annotations/validation "
@@ -43,6 +45,10 @@ def test_it_can_be_planned(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     for file in files:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text("dog\n" if file.endswith("vocab.txt") else "")
+        if file == "dataset_coco.json":
+            splits = ("train", "restval", "test")
+            listed = {"images": [{"filename": "1.jpg", "split": one, "sentences": []} for one in splits]}
+            Path(file).write_text(json.dumps(listed))
         if file.endswith(".pth"):
             torch.save({"any": torch.zeros(1)}, file)
     for folder in folders:
@@ -51,7 +57,9 @@ def test_it_can_be_planned(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     workflow = Workflow.load(str(FOLDER / f"{name}.yaml"), profile="paper")
     stages = {step.name: step.stage for step in workflow.steps}
     trained = [stage for stage in stages.values() if isinstance(stage, Train)]
-    assert len(trained) == {"dense": 2, "texts": 4, "video_qa": 1, "video_subtitles": 4}[name]
+    assert (
+        len(trained) == {"captioning": 1, "dense": 2, "texts": 4, "video_qa": 1, "video_subtitles": 4}[name]
+    )
     for stage in trained:
         model = stand_in(stage, stages)
         assert model is not None

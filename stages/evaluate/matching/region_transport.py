@@ -88,6 +88,7 @@ class RegionTransport(GatherStage):
             for batch in islice(batches, num_batches):
                 out = Outputs(loaded.model, batch, grad=False)
                 text, regions = out.stream("text"), out.stream("regions")
+                assert text.mask is not None
                 plan = alignment.plan(out)[:, -regions.data.shape[1] :]
                 for label, ids in named.items():
                     said = torch.isin(text.data, ids.to(text.data.device)) & text.mask

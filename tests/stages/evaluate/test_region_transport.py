@@ -38,7 +38,7 @@ def test_the_share_of_a_word_on_its_region() -> None:
     assert len(shares(plan, first, named, named)) == 0  # one region alone
 
 
-def measured(folder_: Path, texts: list[str], **parameters: object) -> GatherOutput:
+def measured(folder_: Path, texts: list[str]) -> GatherOutput:
     """Rows of a ring and a square each."""
     tokenizer = Tokenizer.train(["a red square beside a blue ring and a box"], vocab_size=100)
     torch.manual_seed(0)
@@ -68,10 +68,8 @@ def measured(folder_: Path, texts: list[str], **parameters: object) -> GatherOut
     columns = region_columns(regions_array(images, 4, 3), [["ring", "square"]] * len(texts), "made")
     for found in region_fields(4, 3):
         table = table.append_column(found, columns[found.name])
-    stage = RegionTransport(
-        model=Weights(path=str(folder_ / "model")),
-        **{"classes": CLASSES, "words": WORDS, "batch_size": 2, **parameters},
-    )
+    weights = Weights(path=str(folder_ / "model"))
+    stage = RegionTransport(model=weights, classes=CLASSES, words=WORDS, batch_size=2)
     return run_gather(stage, [dataset(folder_ / "data", table)], folder_ / "out")
 
 
