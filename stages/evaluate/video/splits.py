@@ -94,7 +94,7 @@ def _table(path: Path, split: int) -> dict[str, Labelled]:
     needed = ("video_id", "label", f"split{split}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)  # else an open quotation mark hides all rows below
             names = list(rows.fieldnames or ())
             if lacking := [name for name in needed if names.count(name) != 1]:
                 raise VlpipeError(f"{path} has no column {lacking[0]}, or several; it has {', '.join(names)}")
