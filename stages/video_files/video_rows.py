@@ -18,7 +18,7 @@ from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import SourceStage, Work
-from vlpipe.stages.common.loopback import inside
+from vlpipe.stages.common.loopback import inside, leads_out
 from vlpipe.stages.fetching.fetch_rows import FILTERED
 from vlpipe.stages.subtitles.cue import Cue, RawCue, Source
 from vlpipe.stages.subtitles.track import Merge, Track, track
@@ -220,7 +220,7 @@ def below(root: str, name: str) -> str:
     else:
         path = None if name.startswith("/") else inside(root, name)
     if path is None:
-        raise RowFault("bad_path", f"the path {name!r} leads out of the folder given by `videos`")
+        raise RowFault("bad_path", leads_out(name, "videos"))
     return path
 
 

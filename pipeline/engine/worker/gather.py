@@ -127,7 +127,7 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
 
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
     """Runs the stage and commits rejects, shards, receipts and artifacts. The driver writes the manifest last."""
-    began = time.time()
+    began = time.monotonic()
     source = running_source(task.stage).hash  # hash the code before any of it runs
     set_threads(task.stage, task.torch_threads)
     clear_unfinished(task.store, task.folder)
@@ -148,7 +148,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
             say=say_to(task.store, task.folder),
         )
         here(task.stage).run(job)
-        receipts = cutter.finish(time.time() - began, job.spent)
+        receipts = cutter.finish(time.monotonic() - began, job.spent)
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")

@@ -97,7 +97,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     work: the stage's function; without it, the stage is opened here. Raises StepFailed, SchemaError or VlpipeError if the
     step cannot succeed, AttemptFailed if the shard may be retried.
     """
-    began = time.time()
+    began = time.monotonic()
     running_source(task.stage)  # hash the code before any of it runs
     with ExitStack() as stack:
         stack.enter_context(output_in(task.store, _log(task, ".txt")))
@@ -140,7 +140,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         columns=stats,
         source=both_sources(task.source, recorded_hash(task.stage)),
         run={
-            "seconds": round(time.time() - began, 3),
+            "seconds": round(time.monotonic() - began, 3),
             "host": platform.node(),
             "attempts": task.attempt,
             **{kind: round(seconds, 3) for kind, seconds in spent.items()},

@@ -32,6 +32,7 @@ class VariantAccuracy(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.written.variants:VariantAccuracy"
+    VERSION: ClassVar[int] = 2  # 2: ties count as wrong
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
@@ -89,12 +90,15 @@ class VariantAccuracy(GatherStage):
 
 
 def best_is_positive(out: Outputs) -> tuple[Tensor, Tensor]:
-    """Returns (whether the best variant is positive, share of positives), of the samples with a negative variant."""
+    """Returns (whether a positive variant is better than each negative one, share of positives), of the samples with a
+    negative variant. A tie counts as wrong."""
     import torch
 
     extra = out.stream("variants").extra
     there, positive = extra["there"], extra["positive"] & extra["there"]
     counted = (there & ~positive).any(1)
-    best = out.variant_scores.masked_fill(~there, -torch.inf).argmax(1, keepdim=True)
+    true, false = (
+        out.variant_scores.masked_fill(~which, -torch.inf).amax(1) for which in (positive, there & ~positive)
+    )
     share = positive.sum(1) / there.sum(1)
-    return positive.gather(1, best)[counted, 0], share[counted]
+    return (true > false)[counted], share[counted]

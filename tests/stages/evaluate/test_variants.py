@@ -46,6 +46,10 @@ def test_the_best_of_those_that_are_there() -> None:
     assert share.tolist() == pytest.approx([1 / 3, 1 / 2, 2 / 3])
     right, _ = best_is_positive(partnered(out, "variants", "shuffled"))
     assert right.tolist() == [False, True, True]
+    streams["regions"] = Stream(torch.full((4,), 2))  # not there in the second: both that are score 0
+    out = Outputs(Oracle(), Batch(streams, same=torch.arange(4)), grad=False)
+    right, _ = best_is_positive(partnered(out, "variants", "true"))
+    assert right.tolist() == [False, False, False]
 
 
 def rows(num: int) -> pa.Table:

@@ -148,7 +148,7 @@ def test_the_digest_is_of_the_weights_not_of_the_file(folder: Path, tmp_path: Pa
         match=r"there is no file .*objects_vocab\.txt; it must contain the names of the model's 3 classes",
     ):
         load(str(tmp_path))
-    (tmp_path / "objects_vocab.txt").write_text("Cat,kitten\nDog\nTree\n")
+    (tmp_path / "objects_vocab.txt").write_text("Cat,kit\u2028ten\nDog\nTree\n")  # U+2028 ends no line
     (tmp_path / "attributes_vocab.txt").write_text("red\n")
     with pytest.raises(
         VlpipeError, match=r"has 2 classes or attributes, .*attributes_vocab\.txt has 1 lines"
