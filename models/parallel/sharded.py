@@ -61,7 +61,7 @@ class Sharded:
             for p in self.kept_in_half:
                 # FSDP2 makes them in the type of the weights' parts, 4 bytes, layer by layer
                 p.grad_dtype = None  # any
-                p.register_post_accumulate_grad_hook(halve)
+                p.register_post_accumulate_grad_hook(halve)  # type: ignore[no-untyped-call]
         for p in self.whole:
             p.data = p.data.to(mesh.device_type)
 

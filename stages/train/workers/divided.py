@@ -113,7 +113,7 @@ def _beside(values: Sequence[Tensor]) -> Tensor | Pieces:
 def restore_parts(run: Any, state: Mapping[str, Any]) -> None:
     """Sets weights and optimiser of `run` to this worker's part of what `Run.state` returned."""
     own, moments = run.net.state_dict(), {id(p): found for p, found in run.states()}
-    parts, params = parts_of(run.net), dict(run.net.named_parameters())
+    parts, params = parts_of(run.net), dict[str, Tensor](run.net.named_parameters())
     for whole, value in state["net"].items():
         for name, part in _cut(value, parts.get(whole, [whole])):
             if not own[name].is_meta:
