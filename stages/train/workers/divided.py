@@ -120,13 +120,14 @@ def restore_parts(run: Any, state: Mapping[str, Any]) -> None:
                 own[name].copy_(placed(part, own[name]))
     restore(run.net, trained_state(own, run.frozen), run.frozen)
     whole_of = {part: whole for whole, names in parts.items() for part in names}
-    names_of = {id(p): whole_of.get(name, name) for name, p in params.items()}
+    names_of = {id(p): whole_of[name] if name in whole_of else name for name, p in params.items()}
     saved = state["optimiser"].get("optimisers", [state["optimiser"]])
     recipe = run.recipe
     for one, trained in zip(
         saved, in_order(run.net, Defaults(**recipe.defaults()), recipe.groups), strict=True
     ):
-        for i, whole in enumerate(dict.fromkeys(names_of[id(p)] for p in trained)):
+        order: list[str] = list(dict.fromkeys(names_of[id(p)] for p in trained))
+        for i, whole in enumerate(order):
             for key, value in one["state"].get(i, {}).items():
                 for name, part in _cut(value, parts.get(whole, [whole])):
                     if not params[name].is_meta:
