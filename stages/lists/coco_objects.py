@@ -19,7 +19,7 @@ from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.lists.coco import read_captions
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
-from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.json_values import id_of, load_json
 
 Objects = list[dict[str, Any]]
 
@@ -93,7 +93,7 @@ def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
     for number, one in enumerate(wanted(content, "categories", list, path)):
         where = f"{path}: categories[{number}]"
         label = wanted(one, "name", str, where)
-        if labels.setdefault(str(one.get("id")), label) != label:
+        if labels.setdefault(id_of(one.get("id")), label) != label:
             raise VlpipeError(
                 f"{where}: {shown(label)} has the id {one.get('id')}, as {shown(labels[str(one.get('id'))])} has"
             )
@@ -101,16 +101,16 @@ def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
     for number, one in enumerate(wanted(content, "images", list, path)):
         where = f"{path}: images[{number}]"
         name = wanted(one, "file_name", str, where)
-        if one.get("id") is None or str(one["id"]) in names:
+        if one.get("id") is None or id_of(one["id"]) in names:
             raise VlpipeError(
                 f"{where}: each image needs an id that no other image has, got {one.get('id')!r}"
             )
-        names[str(one["id"])] = name
+        names[id_of(one["id"])] = name
     objects: dict[str, Objects] = {key: [] for key in names}
     for number, one in enumerate(wanted(content, "annotations", list, path)):
         where = f"{path}: annotations[{number}]"
         x, y, width, height = _box(one, where)
-        image, category = str(one.get("image_id")), str(one.get("category_id"))
+        image, category = id_of(one.get("image_id")), id_of(one.get("category_id"))
         if image not in objects or category not in labels:
             raise VlpipeError(
                 f"{where}: wanted the ids of an entry of `images` and of `categories`, got image_id "

@@ -10,6 +10,7 @@ import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile
+from vlpipe.stages.lists.coco import read_captions
 from vlpipe.stages.lists.coco_objects import CocoObjects, read_instances
 
 TWO = {
@@ -54,6 +55,17 @@ def test_crowds_are_left_out(tmp_path: Path) -> None:
     crowd = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 90, 90], "iscrowd": 1}
     found = read(tmp_path, annotations=[*TWO["annotations"], crowd])
     assert found == {"a/1.jpg": [("cat", [0, 0, 5, 5])], "b/1.jpg": [("dog", [1, 1, 6, 1])]}
+
+
+def test_ids_that_pandas_made_floats(tmp_path: Path) -> None:
+    floats = [
+        {**one, "image_id": float(one["image_id"]), "category_id": float(one["category_id"])}
+        for one in TWO["annotations"]
+    ]
+    assert read(tmp_path, annotations=floats) == read(tmp_path)
+    content = {"images": TWO["images"], "annotations": [{"image_id": 2.0, "caption": "a dog"}]}
+    found = read_captions(write(tmp_path / "captions.json", content).path, "file_name")
+    assert [(one.url, one.captions) for one in found] == [("a/1.jpg", []), ("b/1.jpg", ["a dog"])]
 
 
 def test_what_cannot_be_right_is_named(tmp_path: Path) -> None:
