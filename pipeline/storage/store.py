@@ -16,9 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +31,6 @@ from vlpipe.pipeline.errors import LockLost, VlpipeError
 from vlpipe.pipeline.storage.file_names import is_part
 
 SMALL_BYTES = 1 << 18
-READERS = 32  # parallel requests to an object store: they wait for the network, not for the CPU
 FENCE_S = 1.0  # seconds that a fence check is valid on an object store: one request per shard, not per file
 MATCHING = {"s3", "s3a", "gs", "gcs"}  # protocols with a conditional PUT, which fsspec calls mode="create"
 AZURE = {"az", "abfs", "abfss"}
@@ -188,29 +185,6 @@ class Store:
         """Options that make `cat_file` one request: by default s3fs asks for the size first, to read in pieces."""
         given = inspect.signature(self.fs._cat_file).parameters if hasattr(self.fs, "_cat_file") else {}
         return {"max_concurrency": 1} if "s3" in self.fs.protocol and "max_concurrency" in given else {}
-
-    def read_many(self, rels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yields (rel, content) of files in the order given; from an object store with up to `READERS` parallel requests.
-
-        Raises FileNotFoundError when it reaches a missing file.
-        """
-        if self.is_local:
-            yield from ((rel, self.read_bytes(rel)) for rel in rels)
-            return
-        asked: deque[tuple[str, Future[bytes]]] = deque()
-        with ThreadPoolExecutor(READERS) as pool:
-            try:
-                for rel in rels:
-                    asked.append((rel, pool.submit(self.read_bytes, rel)))
-                    if len(asked) > 2 * READERS:  # bounds the contents held in memory
-                        first, content = asked.popleft()
-                        yield first, content.result()
-                while asked:
-                    first, content = asked.popleft()
-                    yield first, content.result()
-            finally:
-                for _, content in asked:
-                    content.cancel()
 
     def read_json(self, rel: str) -> Any:
         return json.loads(self.read_bytes(rel))

@@ -152,12 +152,12 @@ class VideoSource(SourceStage):
             counts[f"kept_{fault.why}"] += 1
             return ()
 
-    def track_of(self, found: RawCue, name: str, lang: str | None = None) -> Track:
-        """Returns `subtitles.track` of a file's content, with the stage's `subtitle_source` and `rollup`.
+    def track_of(self, found: RawCue, name: str) -> Track:
+        """Returns `subtitles.track` of a file's content, with the stage's `subtitle_source`, `lang` and `rollup`.
 
-        lang: takes precedence over the stage's `lang`. Raises RowFault (no_cues).
+        Raises RowFault (no_cues).
         """
-        return track(found, name, source=self.subtitle_source, lang=lang or self.lang, rollup=self.rollup)
+        return track(found, name, source=self.subtitle_source, lang=self.lang, rollup=self.rollup)
 
 
 def within(cues: Sequence[Cue], duration_s: float | None, video: str, counts: Counter[str]) -> Sequence[Cue]:

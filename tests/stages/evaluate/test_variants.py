@@ -109,5 +109,5 @@ def test_a_model_of_random_weights(tmp_path: Path) -> None:
     assert found["variants/chance"] == (0.5, 6)
     assert found["variants/true"] in {(0.0, 6), (1.0, 6)}  # all rows are alike
     assert found["variants/true"] == found["variants/shuffled"]
-    with pytest.raises(VlpipeError, match=r"none of 2 batches of 3 samples has a negative"):
+    with pytest.raises(VlpipeError, match="no sample has a negative"):
         run_gather(VariantAccuracy(model=weights, batch_size=3), data, tmp_path)
