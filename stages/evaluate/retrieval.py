@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
@@ -93,10 +94,13 @@ class Retrieval(RunsModel, GatherStage):
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
         texts = [text for _, several in rows for text in several]
+        text_feats = self._text_feats(texts, model)
+        if not (np.isfinite(image_feats).all() and np.isfinite(text_feats).all()):
+            raise VlpipeError(
+                f"evaluate.retrieval: the model in {self.model.path} gives embeddings that are not finite numbers"
+            )
         owner = np.repeat(np.arange(len(rows)), [len(several) for _, several in rows])  # (T,)
-        of_images, of_texts = both_ways(
-            image_feats, self._text_feats(texts, model), max(self.k_test, *RECALL_AT), owner
-        )
+        of_images, of_texts = both_ways(image_feats, text_feats, max(self.k_test, *RECALL_AT), owner)
         found = hits("itc_", of_images.order, of_texts.order, owner)
         if self.k_test:
             pairs = self._match(job, model, texts, Candidates(of_images, of_texts))

@@ -16,6 +16,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.common.model import Loaded
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import RESULTS, text
 from vlpipe.stages.evaluate.nearest import Candidates, Nearest, best, both_ways
@@ -251,3 +252,12 @@ def test_items_are_the_hits_that_the_recalls_are_means_of(
     assert of_images["item"].tolist() == of_images["row"].tolist() == [f"row{i}" for i in range(9)]
     captions = [(f"row{i}#{k}", f"row{i}") for i in range(9) for k in range(1 + i % 4)]
     assert list(zip(of_captions["item"], of_captions["row"], strict=True)) == captions
+
+
+def test_a_model_whose_embeddings_are_no_numbers_is_named(
+    weights: Weights, image_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loaded, "embed_texts", lambda self, ids, mask: torch.full((len(ids), 8), torch.nan))
+    stage = Retrieval(model=weights, k_test=0, batch_size=16, max_text_length=12)
+    with pytest.raises(VlpipeError, match="gives embeddings that are not finite numbers"):
+        evaluate(stage, captioned(image_rows, 4), tmp_path)
