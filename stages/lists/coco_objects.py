@@ -18,7 +18,7 @@ from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.lists.coco import read_captions
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted, with_column
 from vlpipe.stages.lists.json_values import load_json
 
 Objects = list[dict[str, Any]]
@@ -62,10 +62,8 @@ class CocoObjects(FolderSource):
             raise VlpipeError(
                 f"{len(missing)} images of `captions` are in none of the files of `instances`, such as {shown(missing[0])}"
             )
-        left = iter(names)
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([known[next(left)] for _ in range(table.num_rows)], OBJECTS)
-            yield table.append_column(self.MORE[0], column)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], (known[name] for name in names))
 
 
 def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
