@@ -170,7 +170,7 @@ class ItmScore(ItmFilter):
 
 
 def is_judged(entry: Mapping[str, Any], sources: Collection[str]) -> bool:
-    """Whether the filter scores a text: one of `sources`, not dropped by another filter."""
+    """Returns whether the filter scores a text: one of `sources`, not dropped by another filter."""
     return entry["source"] in sources and (entry["kept"] is not False or entry["why"] == NOT_MATCHED)
 
 

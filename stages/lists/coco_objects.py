@@ -18,7 +18,7 @@ from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.lists.coco import read_captions
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted, with_column
 from vlpipe.stages.lists.json_values import id_of, load_json
 
 Objects = list[dict[str, Any]]
@@ -60,10 +60,9 @@ class CocoObjects(FolderSource):
             listed = [Captioned(name, []) for name in known]
         else:
             listed = list(read_captions(self.captions.path, "file_name", self.split))
-        left = iter(_matched([name for name, _ in listed], known))
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([known[next(left)] for _ in range(table.num_rows)], OBJECTS)
-            yield table.append_column(self.MORE[0], column)
+        names = _matched([name for name, _ in listed], known)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], (known[name] for name in names))
 
 
 def _matched(names: Sequence[str], known: Collection[str]) -> list[str]:

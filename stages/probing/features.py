@@ -130,7 +130,7 @@ class ProbesImages(RunsModel, GatherStage):
             except AttributeError as error:
                 raise VlpipeError(f"output: {error}") from error
             if not isinstance(found, torch.Tensor) or found.ndim < 2 or not found.is_floating_point():
-                raise VlpipeError(f"output: {self.output!r} is no vector per image")
+                raise VlpipeError(f"output: {self.output!r} is not a vector per image")
             if found.ndim == 4:  # maps of channels
                 found = found.flatten(2).transpose(1, 2)
             while found.ndim > 2:

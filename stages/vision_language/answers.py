@@ -1,8 +1,8 @@
 """VQAScore: the probability that a model answers "Yes" when asked whether an image shows what a text says.
 
 Lin et al., 2024, https://arxiv.org/abs/2404.01291. Questions and answer are those of its code,
-https://github.com/linzhiqiu/t2v_metrics. A judge is anything with `probabilities`, such as a model in this process here. A
-server's log-probabilities are read by `endpoint.reply:of_logprobs`.
+https://github.com/linzhiqiu/t2v_metrics. `LocalAnswers` asks a model in this process; `endpoint.reply:of_logprobs` reads a
+server's log-probabilities.
 """
 
 from __future__ import annotations

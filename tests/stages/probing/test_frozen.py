@@ -85,7 +85,7 @@ def test_another_output_is_probed(colour_model: Weights, tmp_path: Path) -> None
     }
     assert by["colour"] == pytest.approx(by["maps"]), "maps are averaged over their places"
     stage = LogisticProbe(model=colour_model, output="count", **SHARED)
-    with pytest.raises(VlpipeError, match="'count' is no vector per image"):
+    with pytest.raises(VlpipeError, match="'count' is not a vector per image"):
         figures(stage, [train, test], tmp_path)
     steps = {"mae": Train(model={"use": "mae:Mae"}, objectives=["pixel_mse:PixelMse"], steps=1)}
     assert LogisticProbe(model=Weights(step="mae"), output="nothing").preflight_after(steps) == [
