@@ -83,7 +83,7 @@ def restore_divided(run: Any, folder: Path) -> None:
         if like.shape != shape:
             moments[names[0]][key] = torch.zeros(shape, dtype=dtype, device=run.device)
             numbers.append((key, names))
-            return moments[names[0]][key]  # type: ignore[no-any-return]
+            return moments[names[0]][key]
         for n in names:
             moments[n][key] = torch.zeros_like(params[n], dtype=dtype).detach().to(run.device)
         return _beside([moments[n][key] for n in names])
@@ -119,8 +119,9 @@ def restore_parts(run: Any, state: Mapping[str, Any]) -> None:
             if not own[name].is_meta:
                 own[name].copy_(placed(part, own[name]))
     restore(run.net, trained_state(own, run.frozen), run.frozen)
-    whole_of = {part: whole for whole, names in parts.items() for part in names}
-    names_of = {id(p): whole_of.get(name, name) for name, p in params.items()}
+    whole_of = {name: name for name in params}
+    whole_of |= {part: whole for whole, names in parts.items() for part in names}
+    names_of = {id(p): whole_of[name] for name, p in params.items()}
     saved = state["optimiser"].get("optimisers", [state["optimiser"]])
     recipe = run.recipe
     for one, trained in zip(
