@@ -33,7 +33,10 @@ class Nearest:
 
 
 class Owned:
-    """Which texts are right for an image: its own, and those that read the same. owner (T,): of the image of each text."""
+    """Which texts and images belong together: a text and each image that has it, or one that reads the same.
+
+    owner (T,): the image of each text.
+    """
 
     def __init__(self, owner: Order, texts: Sequence[str] | None = None) -> None:
         """texts: the T texts; None: no two of them are equal."""
@@ -42,24 +45,25 @@ class Owned:
             if texts is None
             else np.unique(np.array(texts, object), return_inverse=True)[1]
         )
-        self.owner, self.alike, self._num = owner, alike, int(alike.max(initial=-1)) + 1
+        self.alike, self._num = alike, int(alike.max(initial=-1)) + 1
         self._pairs = np.unique(owner * self._num + alike)  # of an image and a text that is right for it
         self._order = np.argsort(alike, kind="stable")
         self._starts = np.searchsorted(alike[self._order], np.arange(self._num + 1))
 
     def right_texts(self, texts: Order) -> Flags:
-        """texts (I, k): indices of texts beside each image. Returns which are right, (I, k)."""
-        return np.asarray(
-            np.isin(np.arange(len(texts))[:, None] * self._num + self.alike[texts], self._pairs)
-        )
+        """texts (I, k): indices of texts beside each image. Returns which belong to it, (I, k)."""
+        return self._are_pairs(np.arange(len(texts))[:, None], self.alike[texts])
 
     def right_images(self, images: Order) -> Flags:
-        """images (T, k): indices of images beside each text. Returns which own the text, (T, k)."""
-        return np.asarray(images == self.owner[:, None])
+        """images (T, k): indices of images beside each text. Returns which belong to it, (T, k)."""
+        return self._are_pairs(images, self.alike[:, None])
+
+    def _are_pairs(self, images: Order, alike: Order) -> Flags:
+        return np.asarray(np.isin(images * self._num + alike, self._pairs))
 
     def block(self, start: int, stop: int) -> Flags:
-        """Returns which of all texts are right for each image from `start` on, (stop - start, T)."""
-        right = np.zeros((stop - start, len(self.owner)), bool)
+        """Returns which of all texts belong to each image from `start` on, (stop - start, T)."""
+        right = np.zeros((stop - start, len(self.alike)), bool)
         first, last = np.searchsorted(self._pairs, [start * self._num, stop * self._num])
         for image, text in zip(*np.divmod(self._pairs[first:last], max(1, self._num)), strict=True):
             right[image - start, self._order[self._starts[text] : self._starts[text + 1]]] = True
@@ -72,8 +76,8 @@ def both_ways(
     """Returns the k nearest texts of each image (I, D), and the k nearest images of each text (T, D), by dot product.
 
     Images with several vectors, (I, Q, D), are as similar to a text as the nearest of these. Fewer than k where there are
-    fewer. Ties: texts that are not right for the image and images that do not own the text first, then the lower index.
-    Memory: k similarities per query and one block.
+    fewer. Ties: texts and images that do not belong together first, then the lower index. Memory: k similarities per query
+    and one block.
     """
     num_parts = 1 if images.ndim == 2 else images.shape[1]
     size = max(1, block_values // (num_parts * len(texts)))
@@ -82,10 +86,11 @@ def both_ways(
     for start in range(0, len(images), size):
         sims = images[start : start + size] @ texts.T
         sims = sims if images.ndim == 2 else sims.max(axis=1)
-        found = best(sims, k, owned.block(start, start + len(sims)))
+        right = owned.block(start, start + len(sims))
+        found = best(sims, k, right)
         orders.append(found.order)
         scores.append(found.scores)
-        new = best(sims.T, k, owned.owner[:, None] == np.arange(start, start + len(sims)))
+        new = best(sims.T, k, right.T)
         of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k, owned)
     return Nearest(np.concatenate(orders), np.concatenate(scores)), of_texts
 

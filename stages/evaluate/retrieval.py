@@ -40,9 +40,10 @@ Hits = npt.NDArray[np.bool_]
 class Retrieval(RunsModel, GatherStage):
     """Emits RESULTS: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
-    `tr@k`: at least one caption of the image, or a text that reads the same, is among its top k texts. `ir@k`: the image
-    is among the top k of its caption. Ties count as wrong. An image may have several captions. Of a model that embeds an
-    image several times (BLIP-2), the nearest embedding counts.
+    `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
+    caption. A text belongs to each image that has it or one that reads the same, since no model can tell them apart;
+    published evaluations go by the ids of captions and leave that to chance. All other ties count as wrong. An image may
+    have several captions. Of a model that embeds an image several times (BLIP-2), the nearest embedding counts.
     Artifact `items.parquet` (columns: ITEMS): whether each query is a hit (0 or 1), for `evaluate.compare`. The item of an
     image is its row id, that of its caption k (from 0) is `ID#k`.
 
