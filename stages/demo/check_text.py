@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vlpipe.stages.demo import captions
@@ -49,7 +49,12 @@ def right(text: str, scene: Scene) -> bool:
     Clauses are joined by "and"; each must be about a different object. Any clause may name the background.
     """
     claims = parse(text)
-    if claims is None or len(claims) > len(scene.things):
+    return claims is not None and holds(claims, scene)
+
+
+def holds(claims: Sequence[Claim], scene: Scene) -> bool:
+    """Returns True if each clause names a shape, and all that they claim holds for the scene. See `right`."""
+    if len(claims) > len(scene.things):
         return False
     grounds = frozenset().union(*(claim.said.get("ground", frozenset()) for claim in claims))
     if grounds - {scene.ground} or not all("shape" in claim.said for claim in claims):

@@ -6,7 +6,7 @@ Images are files, not Parquet rows, because the next step fetches them over HTTP
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -66,6 +66,16 @@ class Listing:
     fault: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A scene with human captions."""
+
+    file_name: str
+    scene: Scene
+    image: Image.Image
+    captions: Sequence[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class World(GatherStage):
     """Generates a world. Artifacts: images/NAME, web.parquet (url, text), human_train.json, human_eval.json (COCO format).
@@ -115,16 +125,20 @@ class World(GatherStage):
     def _write_human(self, folder: Path, name: str, num: int, stream: int) -> None:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
+        for index, one in enumerate(self.human(name, num, stream)):
+            (folder / "images" / one.file_name).write_bytes(encode(one.image, "JPEG"))
+            images.append({"id": index, "file_name": one.file_name, "width": SIZE_PX, "height": SIZE_PX})
+            for caption in one.captions:
+                annotations.append({"id": len(annotations), "image_id": index, "caption": caption})
+        (folder / f"{name}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+
+    def human(self, name: str, num: int, stream: int) -> Iterator[Captioned]:
+        """Yields `num` scenes with their captions. name: of their files; stream: of random numbers."""
         for index in range(num):
             rng = np.random.default_rng([self.seed, stream, index])
             scene, image = self._picture(rng)
-            file_name = f"{name}_{index:06d}.jpg"
-            (folder / "images" / file_name).write_bytes(encode(image, "JPEG"))
-            images.append({"id": index, "file_name": file_name, "width": SIZE_PX, "height": SIZE_PX})
-            for _ in range(self.captions_per_image):
-                caption = human_caption(scene, rng)
-                annotations.append({"id": len(annotations), "image_id": index, "caption": caption})
-        (folder / f"{name}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+            captions = [human_caption(scene, rng) for _ in range(self.captions_per_image)]
+            yield Captioned(f"{name}_{index:06d}.jpg", scene, image, captions)
 
     def _picture(self, rng: np.random.Generator) -> tuple[Scene, Image.Image]:
         if self.layout == "correlated":

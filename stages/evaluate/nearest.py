@@ -33,20 +33,19 @@ class Nearest:
 
 
 class Owned:
-    """Which texts and images belong together: a text and each image that has it, or one that reads the same.
+    """Which texts and images belong together: a text and each image that has it, or one that reads the same."""
 
-    owner (T,): the image of each text.
-    """
-
-    def __init__(self, owner: Order, texts: Sequence[str] | None = None) -> None:
-        """texts: the T texts; None: no two of them are equal."""
-        alike = (
-            np.arange(len(owner))
-            if texts is None
-            else np.unique(np.array(texts, object), return_inverse=True)[1]
-        )
+    def __init__(
+        self, owner: Order, texts: Sequence[str] | None = None, more: Sequence[tuple[int, str]] = ()
+    ) -> None:
+        """owner (T,): the image of each text. texts: the T texts; None: no two are equal. more: further pairs of an image
+        and a text, of which those with other texts have no effect."""
+        numbers = {text: n for n, text in enumerate(dict.fromkeys(texts or ()))}
+        alike = np.arange(len(owner)) if texts is None else np.array([numbers[text] for text in texts])
+        known = [(image, numbers[text]) for image, text in more if text in numbers]
+        images, others = np.array(known, np.int64).reshape(-1, 2).T
         self.alike, self._num = alike, int(alike.max(initial=-1)) + 1
-        self._pairs = np.unique(owner * self._num + alike)  # of an image and a text that is right for it
+        self._pairs = np.unique(np.concatenate([owner, images]) * self._num + np.concatenate([alike, others]))
         self._order = np.argsort(alike, kind="stable")
         self._starts = np.searchsorted(alike[self._order], np.arange(self._num + 1))
 

@@ -6,7 +6,7 @@ similarity are re-ranked by ITM logit + similarity. Both are reported: `itc_tr@1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.files import File, Weights
+from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
@@ -49,16 +50,20 @@ class Retrieval(RunsModel, GatherStage):
 
     source: `source` of the captions. k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128
     (Flickr30K). 0: no re-ranking, as for models without a matching head (CLIP).
+    also_right: Parquet with columns `url` and `text`: further captions that are right for the image of this URL or path, as
+    ECCV Caption (https://arxiv.org/abs/2204.03359) lists them for COCO.
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
     VERSION: ClassVar[int] = 3  # 2: items.parquet; 3: ties count as wrong, equal texts as one
+    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"also_right"}
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     model: Weights
     source: str = "human"
+    also_right: File | None = None
     k_test: int = 128
     batch_size: int = 64
     max_text_length: int = 30  # tokens, including [CLS] and [SEP]; as in BLIP
@@ -100,7 +105,9 @@ class Retrieval(RunsModel, GatherStage):
             raise VlpipeError(
                 f"evaluate.retrieval: the model in {self.model.path} gives embeddings that are not finite numbers"
             )
-        owned = Owned(np.repeat(np.arange(len(rows)), [len(several) for _, several in rows]), texts)
+        owner = np.repeat(np.arange(len(rows)), [len(several) for _, several in rows])
+        more = () if self.also_right is None else _also_right(self.also_right, job, [id_ for id_, _ in rows])
+        owned = Owned(owner, texts, more)
         of_images, of_texts = both_ways(image_feats, text_feats, max(self.k_test, *RECALL_AT), owned)
         found = hits("itc_", of_images.order, of_texts.order, owned)
         if self.k_test:
@@ -149,6 +156,27 @@ class Retrieval(RunsModel, GatherStage):
             for image, group in groupby(found, key=lambda one: one[0][0]):
                 pairs.put(image, {text: pair[1].item() for (_, text), pair in group})
         return pairs
+
+
+def _also_right(file: File, job: Job, ids: Sequence[str]) -> list[tuple[int, str]]:
+    """Returns (place of the image in `ids`, text) of the pairs in `file`. Raises VlpipeError if none is of these images."""
+    try:
+        table = pq.read_table(file.path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise VlpipeError(f"also_right: {file.path} cannot be read as Parquet ({error})") from error
+    need(table.schema, f"also_right ({file.path})", url=pa.string(), text=pa.string())
+    place = {id_: n for n, id_ in enumerate(ids)}
+    of_url: dict[str, list[int]] = {}
+    for data in job.inputs:
+        for batch in data.batches(["id", "url"]):
+            for id_, url in zip(batch["id"].to_pylist(), batch["url"].to_pylist(), strict=True):
+                if id_ in place:
+                    of_url.setdefault(url, []).append(place[id_])
+    pairs = zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True)
+    found = [(image, text) for url, text in pairs for image in of_url.get(url, ())]
+    if not found:
+        raise VlpipeError(f"also_right: {file.path} has no pair of an image that is evaluated")
+    return found
 
 
 def hits(prefix: str, texts: Order, images: Order, owned: Owned) -> dict[str, Hits]:

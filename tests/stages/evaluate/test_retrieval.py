@@ -14,7 +14,7 @@ import torch
 from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.model import Loaded
 from vlpipe.stages.common.pixels import load_pixels
@@ -191,6 +191,29 @@ def test_a_text_that_reads_like_the_images_own_is_right(block_values: int) -> No
     found = hits("", of_images.order, of_texts.order, apart)
     assert found["tr@1"].tolist() == [False, False, True, False]
     assert found["ir@1"].tolist() == [True, False, True, True, True]  # the second `a` is nearer to image 0
+
+
+def test_captions_that_are_listed_as_right_for_other_images(
+    weights: Weights, image_rows: Rows, tmp_path: Path
+) -> None:
+    table = captioned(image_rows, 12)
+    texts = [t["text"] for several in table["texts"].to_pylist() for t in several]
+    table = table.append_column("url", pa.array([f"{n}.jpg" for n in range(12)]))
+    pairs = pa.Table.from_pylist([{"url": f"{n}.jpg", "text": text} for n in range(12) for text in texts])
+    pq.write_table(pairs, tmp_path / "pairs.parquet")
+
+    def found(file: str) -> dict[str, tuple[float, int]]:
+        also = File(str(tmp_path / file))
+        return evaluate(
+            Retrieval(model=weights, k_test=10, max_text_length=12, also_right=also),
+            table,
+            tmp_path / file[:4],
+        )
+
+    assert {value for value, _ in found("pairs.parquet").values()} == {1}  # all belong to all
+    pq.write_table(pairs.slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(VlpipeError, match="has no pair of an image that is evaluated"):
+        found("none.parquet")
 
 
 def test_candidates_whose_new_scores_are_equal_count_as_wrong() -> None:
