@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class MakesBare:
 
 
 def readers_of_a_model() -> list[str]:
+    """The stages with weights `model` that ask for capabilities, before the run or in it."""
     uses = []
     for entry in entries():
         cls = find(entry.use, "vlpipe.stages")
@@ -32,7 +34,7 @@ def readers_of_a_model() -> list[str]:
             "preflight_after" in vars(base)
             for base in cls.__mro__[:-1]
             if base.__module__.startswith("vlpipe.stages")
-        )
+        ) or "needs=[" in inspect.getsource(cls)
         if asks and any(
             field.name == "model" and "Weights" in field.type for field in dataclasses.fields(cls)
         ):
