@@ -17,7 +17,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import is_heavy, need
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.row import RESULTS, TEXTS
 from vlpipe.stages.loading.rows import Row, usable
 
@@ -70,6 +70,12 @@ class Cloze(GatherStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.cloze", id=pa.string(), texts=TEXTS)
         return RESULTS
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import FillsWords
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [FillsWords])
 
     def run(self, job: Job) -> None:
         import torch

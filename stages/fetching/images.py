@@ -22,9 +22,9 @@ from vlpipe.stages.fetching.blocklist import NOTHING, load
 from vlpipe.stages.fetching.columns import FETCHED, MATCHES
 from vlpipe.stages.images.blocks import Blocks
 from vlpipe.stages.images.check import Rules
-from vlpipe.stages.images.decoder import lent
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.images.resize import Resize
+from vlpipe.stages.images.shut_in import lent
 from vlpipe.stages.lists.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.lists.text_limit import TextLimit
 from vlpipe.stages.tars.samples import ORIGINAL

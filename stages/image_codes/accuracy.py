@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.row import RESULTS
 
 VIEW = "masked"
@@ -38,6 +39,13 @@ class CodeAccuracy(GatherStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "image_codes.accuracy", id=pa.string(), image=pa.binary())
         return RESULTS
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import FillsCodes
+        from vlpipe.models.interface.image_capabilities import HasImageCodes
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [FillsCodes, HasImageCodes])
 
     def run(self, job: Job) -> None:
         import torch

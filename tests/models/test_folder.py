@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from vlpipe.models import folder
+from vlpipe.models.build import find
 from vlpipe.models.interface.model import Model
 from vlpipe.models.systems.image_text.blip.checkpoints import export_captioner
 from vlpipe.models.systems.image_text.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.vision import Vit
 from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]
@@ -178,3 +180,9 @@ def test_what_a_constructor_needs_is_said() -> None:
 def test_the_classes_of_all_rooms_of_layouts_are_known() -> None:
     known = {cls.__name__ for cls in folder._shipped()}
     assert {"Blip", "Blip2", "Clip", "Mae", "Beit", "Lxmert", "Bert", "Gpt"} <= known
+
+
+def test_a_class_is_named_by_its_package_if_that_exports_it_and_else_by_its_module() -> None:
+    assert folder.use_of(Blip) == "blip:Blip"
+    assert folder.use_of(Vit) == "blip.vision:Vit"
+    assert find(folder.use_of(Vit), folder.BELOW) is Vit

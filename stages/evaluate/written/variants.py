@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.row import RESULTS
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class VariantAccuracy(GatherStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.written.variants", id=pa.string())
         return RESULTS
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.objectives.pairs.variants import ScoresVariants
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [ScoresVariants])
 
     def run(self, job: Job) -> None:
         import torch

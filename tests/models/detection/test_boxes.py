@@ -115,6 +115,13 @@ def test_matching() -> None:
     _, kind = match(boxes, true, 0.3, 0.7, best_for_each=True)
     assert kind.tolist() == [OBJECT, IGNORED, OBJECT, BACKGROUND, OBJECT]
     assert match(boxes, true[:0], 0.3, 0.7)[1].tolist() == [BACKGROUND] * 5
+    half = boxes[1:2]  # an overlap of exactly `low` is not below it, one of exactly `high` is from it
+    assert [int(match(half, true, low, high)[1]) for low, high in ((0.5, 0.7), (0.3, 0.5))] == [
+        IGNORED,
+        OBJECT,
+    ]
+    far = torch.tensor([[90.0, 90, 99, 99]])  # no box overlaps it: then none is its best
+    assert match(boxes, far, 0.3, 0.7, best_for_each=True)[1].tolist() == [BACKGROUND] * 5
 
 
 def test_sampling_keeps_the_share_and_fills_with_background() -> None:

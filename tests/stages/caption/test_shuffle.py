@@ -17,7 +17,7 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, reference_columns
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.caption import shuffle
-from vlpipe.stages.caption.shuffle import SHUFFLED, DrawShuffle, ShuffleSynthetic
+from vlpipe.stages.caption.shuffle import GROUPS_HELD, SHUFFLED, DrawShuffle, Given, ShuffleSynthetic
 from vlpipe.stages.common.row import DONORS, text
 
 Entries = list[dict[str, Any]]
@@ -143,3 +143,25 @@ def test_another_file_is_an_error(tmp_path: Path, text_rows: Rows) -> None:
         VlpipeError, match=r"x.parquet cannot be read as Parquet .* wanted {from: STEP, path: shu"
     ):
         run_map(stage, text_rows({"a": [text("s", "synth")]}))
+
+
+def test_each_row_group_is_read_once_and_few_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"r{n:02}" for n in range(50)]
+    table = pa.table({"id": ids, "texts": [[]] * 50, "donors": [[]] * 50}).cast(SHUFFLED)
+    pq.write_table(table, tmp_path / "shuffled.parquet", row_group_size=10)
+    read: list[int] = []
+    whole = pq.ParquetFile.read_row_group
+
+    def counted(self: Any, group: int, *args: Any, **kwargs: Any) -> pa.Table:
+        read.append(group)
+        return whole(self, group, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    given = Given(str(tmp_path / "shuffled.parquet"))
+    for start in range(0, 50, 5):
+        asked = ids[start : start + 5]
+        assert given.of(asked).keys() == set(asked)
+        assert len(given._held) <= GROUPS_HELD
+    assert read == [0, 1, 2, 3, 4]

@@ -16,6 +16,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile, Weights
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.region_rows import OBJECTS
+from vlpipe.stages.demo.broken import bomb_png
 from vlpipe.stages.demo.downstream.dense import DenseWorld
 from vlpipe.stages.demo.scenes import GROUNDS, SHAPES, SIZE_PX, draw_scene, mask_of, render
 from vlpipe.stages.downstream.dense.masks import Masks
@@ -83,6 +84,11 @@ def test_classes_of_pixels_are_read_without_interpolation() -> None:
         pixel_classes(png([[0]], "RGB"), 4, 2, "r")
     with pytest.raises(VlpipeError, match="row r: the mask is not a readable PNG"):
         pixel_classes(b"no", 4, 2, "r")
+    other = io.BytesIO()
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(other, "BMP")
+    for data in (other.getvalue(), bomb_png()):  # of an untrusted folder: one format, and of a size to decode
+        with pytest.raises(VlpipeError, match="row r: the mask is not a readable PNG"):
+            pixel_classes(data, 4, 2, "r")
 
 
 def test_boxes_are_fractions_with_the_places_of_their_labels() -> None:

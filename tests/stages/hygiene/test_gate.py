@@ -91,7 +91,7 @@ def test_figures_are_of_kept_and_scored_captions_and_compare_with_a_baseline(tmp
     with pytest.raises(VlpipeError, match="none of 2 captions of synth is kept and has a score"):
         gate(tmp_path / "none", judged([0.1, 0.2], kept=False))
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(VlpipeError, match=r"is no gate\.json"):
+    with pytest.raises(VlpipeError, match=r"is not a gate\.json"):
         gate(tmp_path / "bad", judged([0.1]), baseline=File(path=str(tmp_path / "bad.json")))
     with pytest.raises(SchemaError, match="is for scores of judge b"):
         CaptionGate(column="a", encoder="judge b").schema(SCHEMA)

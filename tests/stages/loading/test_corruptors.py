@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.stages.loading.corruptors.mask_frames import MaskFrames
 from vlpipe.stages.loading.corruptors.mask_patches import MaskPatches
 from vlpipe.stages.loading.corruptors.mask_text import MaskText
 from vlpipe.stages.loading.corruptors.mismatch import Mismatch
 from vlpipe.stages.loading.makers.base import IGNORE, Maker, Sample
 from vlpipe.stages.loading.makers.text import Text
+from vlpipe.stages.loading.makers.videos.windows import LENGTHS
 from vlpipe.stages.loading.rows import Row
 
 WORDS = ["circle", "triangle", "yellow", "elephants", "running", "a", "of", "rhinoceroses", "hippopotamus"]
@@ -245,3 +247,15 @@ def test_impossible_rates_are_refused() -> None:
         MaskText(rate=0)
     with pytest.raises(ValueError, match="mask_patches: ratio must be between 0 and 1, got 1"):
         MaskPatches(patch=8, ratio=1)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.9])
+def test_windows_that_are_padding_are_not_masked(rate: float) -> None:
+    """Of the clips of a video, the second has no windows: those of the first alone may be chosen, at least one."""
+    feats = np.ones((2, 5, 3), np.float32)
+    samples = [{"video": {"data": feats, LENGTHS: np.array([2, 0])}} for _ in range(50)]
+    found = MaskFrames(rate=rate)(samples, lambda k: np.random.default_rng(k), {})
+    masked = np.stack([sample["video"]["target/masked"] for sample in found])
+    assert not masked[:, 0, 2:].any()
+    assert not masked[:, 1].any()
+    assert masked.any((1, 2)).all()

@@ -45,6 +45,13 @@ def test_a_text_is_cut_between_words(tokenizer: Tokenizer) -> None:
     assert np.array_equal(again["data"], item["data"])
 
 
+def test_a_prefix_is_no_longer_than_there_is_room_for(tokenizer: Tokenizer) -> None:
+    maker = PrefixText(tokenizer=tokenizer, max_length=4, prompt=TEXTS[0])
+    item = maker(None, TEXTS[0], np.random.default_rng(0))
+    assert len(item["extra/prefix"]) == 4
+    assert item["extra/prefix"][-1] == tokenizer.end
+
+
 def test_prefixes_of_different_length_are_padded(tokenizer: Tokenizer) -> None:
     maker = PrefixText(tokenizer=tokenizer, max_length=40, prompt="say: ")
     items = [maker(None, text, np.random.default_rng(3)) for text in TEXTS]

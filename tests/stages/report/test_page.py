@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlpipe.pipeline.storage.printable import without_secrets
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.common.row import LOSSES, RESULTS
+from vlpipe.stages.common.row import LOSSES, RESULTS, text
 from vlpipe.stages.report import gallery
 from vlpipe.stages.report.charts import _bucketed, _smooth
 from vlpipe.stages.report.gallery import NUM_DROPPED, NUM_KEPT, evenly, thumbnail
@@ -243,6 +243,13 @@ def test_a_constant_loss_has_an_axis(tmp_path: Path) -> None:
 def test_rejects_without_their_picture_are_left_out(run: RunView) -> None:
     lonely = [replace(step, dataset=None) for step in run.steps]
     assert 'id="gallery"' not in render(replace(run, steps=lonely))
+
+
+def test_a_card_says_how_many_texts_it_leaves_out() -> None:
+    texts = [text(f"text {n}", "web") for n in range(gallery.MAX_TEXTS + 2)]
+    shown = gallery._card(gallery.Card({"id": "a", "url": "u", "texts": texts}, None))
+    assert [f"text {n}" in shown for n in range(len(texts))] == [True] * gallery.MAX_TEXTS + [False] * 2
+    assert "and 2 more texts" in shown
 
 
 def test_dropped_rows_are_no_more_than_there_is_room_for(

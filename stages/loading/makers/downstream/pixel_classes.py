@@ -38,11 +38,11 @@ def pixel_classes(data: bytes, size: int, num_classes: int, row_id: str) -> npt.
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(data or b""))
+        image = Image.open(io.BytesIO(data or b""), formats=["PNG"])
         if image.mode not in ("L", "P"):
             raise VlpipeError(f"row {row_id}: the mask has mode {image.mode}, wanted one number per pixel")
         values = np.asarray(image.resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise VlpipeError(f"row {row_id}: the mask is not a readable PNG: {error}") from error
     if values.max() > num_classes:
         raise VlpipeError(

@@ -128,6 +128,14 @@ def test_both_networks_start_from_hes_initialisation() -> None:
         assert net.conv1.bias is None
 
 
+def test_the_bank_starts_with_vectors_of_about_unit_norm() -> None:
+    torch.manual_seed(0)
+    objective = MemoryBank(num_negatives=K)
+    objective.bind(Cmc(**{**TINY, "num_rows": 500}))
+    assert float(objective.bank.abs().max()) <= math.sqrt(3 / 6)
+    assert float(objective.bank.square().sum(-1).mean()) == pytest.approx(1, abs=0.05)
+
+
 def test_evaluation_leaves_bank_and_constant_alone() -> None:
     model = Cmc(**TINY)
     objective = MemoryBank(num_negatives=K)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,16 @@ def test_the_annealed_mean() -> None:
     picture = model.coloured(Outputs(model, pictures()))
     assert picture.shape == (3, 3, 16, 16)
     assert 0 <= float(picture.detach().min()) <= float(picture.detach().max()) <= 1
+
+
+def test_a_picture_is_coloured_with_its_own_lightness_and_the_predicted_colour() -> None:
+    model = small().eval()
+    sure = torch.full((1, 309, 2, 2), -1e4)
+    sure[:, 200] = 1e4
+    lab = torch.full((1, 3, 16, 16), 60.0)  # its own a and b do not count
+    out: Any = SimpleNamespace(lab_pixels=lab, colour_logits=sure)
+    wanted = torch.tensor([60.0, *model.bins.points[200].tolist()])[None, :, None, None].expand(1, 3, 16, 16)
+    torch.testing.assert_close(model.coloured(out), model.lab.rgb(wanted))
 
 
 def test_shares_must_be_loaded() -> None:

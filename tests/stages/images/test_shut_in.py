@@ -16,10 +16,10 @@ from threat_server import invisible, noise, scans
 
 from vlpipe.pipeline.errors import RowFault, StepFailed
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
-from vlpipe.stages.images import decoder
+from vlpipe.stages.images import shut_in
 from vlpipe.stages.images.check import Checked, Rules, check
-from vlpipe.stages.images.decoder import decoding
 from vlpipe.stages.images.resize import Resize
+from vlpipe.stages.images.shut_in import decoding
 
 RULES = Rules(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES)
 
@@ -110,7 +110,7 @@ def test_only_the_image_that_kills_or_hangs_is_lost(
     picture: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With more images than go over at a time, large answers on the way back, and each fault first and last."""
-    monkeypatch.setattr(decoder, "TOGETHER_BYTES", 100_000)
+    monkeypatch.setattr(shut_in, "TOGETHER_BYTES", 100_000)
     (tmp_path / "strange.py").write_text(STRANGE)
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/strange.py\n")
