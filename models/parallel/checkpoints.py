@@ -87,7 +87,7 @@ def _local(x: Tensor) -> tuple[Sequence[int], Tensor]:
     x = x.detach()
     if not isinstance(x, DTensor):
         return [0] * x.ndim, x
-    (chunk,) = x.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    (chunk,) = x.__create_chunk_list__()
     return chunk.offsets, x.to_local()
 
 

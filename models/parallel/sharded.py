@@ -61,7 +61,7 @@ class Sharded:
             for p in self.kept_in_half:
                 # FSDP2 makes them in the type of the weights' parts, 4 bytes, layer by layer
                 p.grad_dtype = None  # any
-                p.register_post_accumulate_grad_hook(halve)  # type: ignore[no-untyped-call]
+                p.register_post_accumulate_grad_hook(halve)
         for p in self.whole:
             p.data = p.data.to(mesh.device_type)
 
@@ -155,7 +155,7 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     value = value.to(like.device)
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
-    (chunk,) = like.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    (chunk,) = like.__create_chunk_list__()
     where = tuple(slice(begin, begin + size) for begin, size in zip(chunk.offsets, chunk.sizes, strict=True))
     return DTensor.from_local(
         value[where].contiguous(),

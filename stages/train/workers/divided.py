@@ -83,7 +83,7 @@ def restore_divided(run: Any, folder: Path) -> None:
         if like.shape != shape:
             moments[names[0]][key] = torch.zeros(shape, dtype=dtype, device=run.device)
             numbers.append((key, names))
-            return moments[names[0]][key]  # type: ignore[no-any-return]
+            return moments[names[0]][key]
         for n in names:
             moments[n][key] = torch.zeros_like(params[n], dtype=dtype).detach().to(run.device)
         return _beside([moments[n][key] for n in names])
