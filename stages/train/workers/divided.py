@@ -120,7 +120,7 @@ def restore_parts(run: Any, state: Mapping[str, Any]) -> None:
                 own[name].copy_(placed(part, own[name]))
     restore(run.net, trained_state(own, run.frozen), run.frozen)
     whole_of = {part: whole for whole, names in parts.items() for part in names}
-    names_of = {id(p): whole_of[name] if name in whole_of else name for name, p in params.items()}
+    names_of = {id(p): whole_of.get(name, name) for name, p in params.items()}
     saved = state["optimiser"].get("optimisers", [state["optimiser"]])
     recipe = run.recipe
     for one, trained in zip(
