@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,9 +102,16 @@ def started(folder: Path, *, dashboard: bool) -> Iterator[Head]:
     options = ["--num-cpus", "2", "--object-store-memory", "80000000"]
     options += ["--dashboard-port", str(http), "--dashboard-agent-listen-port", str(agent)]
     options += ["--include-dashboard", str(dashboard).lower()]
+    # a job asks in this folder for the address of its cluster: another cluster on the machine writes into the usual one. The
+    # paths of sockets in it must be short
+    own = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    options += ["--temp-dir", own]
     answers_at = http if dashboard else port
-    with ray_head(port, *options, env={**env, "RAY_AUTH_MODE": "token"}, cwd="/", answers_at=answers_at):
-        yield Head(f"http://127.0.0.1:{http}", f"127.0.0.1:{port}", env)
+    try:
+        with ray_head(port, *options, env={**env, "RAY_AUTH_MODE": "token"}, cwd="/", answers_at=answers_at):
+            yield Head(f"http://127.0.0.1:{http}", f"127.0.0.1:{port}", env)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +124,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 def call(folder: Path, env: dict[str, str], *args: str | Path, code: int = 0) -> str:
     """What `vlpipe ARGS` writes to both streams."""
     command = [str(BIN / "vlpipe"), *map(str, args)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -155,7 +164,7 @@ def test_a_job_goes_on_without_its_submitter_until_it_is_stopped(tmp_path: Path,
     where = ["--root", str(root), "--address", head.http, "--set", "works.seconds=300"]
     command = [str(BIN / "vlpipe"), "submit", "w.yaml", *where]
     process = subprocess.Popen(command, cwd=folder, env=head.env, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(root.glob("works-*")):
         assert process.poll() is None
         assert time.monotonic() < deadline

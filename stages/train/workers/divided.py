@@ -119,9 +119,8 @@ def restore_parts(run: Any, state: Mapping[str, Any]) -> None:
             if not own[name].is_meta:
                 own[name].copy_(placed(part, own[name]))
     restore(run.net, trained_state(own, run.frozen), run.frozen)
-    whole_of = {name: name for name in params}
-    whole_of |= {part: whole for whole, names in parts.items() for part in names}
-    names_of = {id(p): whole_of[name] for name, p in params.items()}
+    names_of = {id(p): name for name, p in params.items()}
+    names_of |= {id(params[part]): whole for whole, names in parts.items() for part in names}
     saved = state["optimiser"].get("optimisers", [state["optimiser"]])
     recipe = run.recipe
     for one, trained in zip(

@@ -58,13 +58,13 @@ def same(found: Mapping[str, Any], one: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_shards_are_one_process(
     tmp_path: Path, squares: Dataset, recipe_of: Make, trained: Callable[..., dict[str, Any]]
 ) -> None:
     """Replicas, ZeRO 1 to 3 and cut layers, alone and in pairs; each with features of all workers and their gradients, a
     teacher, a queue and frozen parts; with a gradient cache, recomputed layers, LARS."""
-    frozen: dict[str, Any] = {"freeze": ["vision.*", "text.embed.*"], "recompute": True}
+    frozen: dict[str, Any] = {"freeze": ["vision.*", "text.positions.*"], "recompute": True}
     # of other sums: AdamW makes steps of the noise where a gradient is 0, such as that of the keys' biases
     plain_steps: dict[str, Any] = {"optimiser": "sgd", "lr": 0.01}
     kinds: dict[str, dict[str, Any]] = {
@@ -78,9 +78,9 @@ def test_shards_are_one_process(
     }
     meshes: dict[int, list[tuple[str, Mesh | None]]] = {
         2: [
-            *((kind, None) for kind in ("", "cached", "frozen", "lars")),  # DistributedDataParallel
-            *((kind, Mesh(shard=2, zero=zero)) for kind in ("", "cached", "frozen") for zero in ZERO),
-            ("lars", Mesh(shard=2)),
+            *((kind, None) for kind in ("cached", "frozen")),  # DistributedDataParallel
+            *((kind, Mesh(shard=2, zero=zero)) for kind in ("cached", "frozen") for zero in ZERO),
+            *((kind, Mesh(shard=2)) for kind in ("", "lars")),
             *((kind, Mesh(tensor=2)) for kind in ("sgd", "sgd-frozen")),
         ],
         4: [
@@ -88,7 +88,6 @@ def test_shards_are_one_process(
             ("cached", Mesh(data=2, shard=2, zero=1)),
             ("frozen", Mesh(data=2, shard=2, zero=2)),
             *(("sgd-frozen", Mesh(tensor=2, shard=2, zero=zero)) for zero in ZERO),
-            ("sgd-cached", Mesh(tensor=2, shard=2)),
             *((kind, Mesh(tensor=2, data=2)) for kind in ("sgd-cached", "sgd-frozen")),
         ],
     }
