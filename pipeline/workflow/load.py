@@ -19,10 +19,10 @@ from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
+from vlpipe.pipeline.storage.hf_hub import HUB_ID
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.pipeline.workflow.compose import written_steps
 from vlpipe.pipeline.workflow.draft import DraftStep
-from vlpipe.pipeline.workflow.hf_hub import HUB_ID
 from vlpipe.pipeline.workflow.packaged import packaged_workflows
 from vlpipe.pipeline.workflow.params import (
     files_of,

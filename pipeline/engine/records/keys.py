@@ -24,8 +24,8 @@ from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File, ListFile, Listing, Weights
 from vlpipe.pipeline.stage import MapStage, Stage
 from vlpipe.pipeline.storage.digest_cache import RECENT_S, DigestCache
+from vlpipe.pipeline.storage.hf_hub import hub_commit
 from vlpipe.pipeline.storage.store import Store, sha256_file
-from vlpipe.pipeline.workflow.hf_hub import hub_commit
 from vlpipe.pipeline.workflow.params import canonical, files_of, replace_files
 from vlpipe.pipeline.workflow.step import Step
 

@@ -17,9 +17,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, Listing
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.hf_hub import hub_folder
 from vlpipe.pipeline.storage.local_copies import make_room, num_bytes, remove
 from vlpipe.pipeline.storage.store import sha256_file
-from vlpipe.pipeline.workflow.hf_hub import hub_folder
 from vlpipe.pipeline.workflow.params import replace_files
 
 S = TypeVar("S", bound=Stage)
