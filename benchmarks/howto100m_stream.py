@@ -25,7 +25,8 @@ from typing import Any
 
 from record import machine
 
-from vlpipe.pipeline.engine.worker.gather import GatherTask, ListRows, run_gather
+from vlpipe.pipeline.engine.list_rows import ListRows
+from vlpipe.pipeline.engine.worker.gather import GatherTask, run_gather
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.howto100m.captions_json import entries

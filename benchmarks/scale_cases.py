@@ -24,6 +24,13 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.engine import plan
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.planned import inputs_digest, read_digests
+from vlpipe.pipeline.engine.records.manifest import (
+    make_manifest,
+    write_format,
+    write_manifest,
+    write_step_file,
+)
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, receipt_path, shard_path
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.inspect import status, why
@@ -114,27 +121,12 @@ def run(folder: Path, num_steps: int | None = None) -> int:
 def commit(one: Any, store: Store, receipts: list[Receipt]) -> None:
     """The records of a finished step, as a run writes them; its shards are not there."""
     inputs = tuple(above.folder for above in one.above)
-    if hasattr(plan, "read_digests"):
-        from vlpipe.pipeline.engine.records.manifest import (
-            make_manifest,
-            write_format,
-            write_manifest,
-            write_step_file,
-        )
-
-        write_format(store)
-        write_step_file(store, one.keyed, inputs, one.schema_out)
-        digest, read = plan.inputs_digest(one), plan.read_digests(one)
-        manifest = make_manifest(one.keyed, one.schema_out, inputs, digest, read, receipts, {})
-        write_manifest(store, one.folder, manifest, receipts)
-        one.finish(manifest)
-    else:  # before roots had a format
-        from vlpipe.pipeline.engine.records import receipts as receipt
-
-        make, write = vars(receipt)["make_manifest"], vars(receipt)["write_manifest"]
-        manifest = make(one.keyed, one.schema_out, inputs, plan.inputs_digest(one), receipts, {})
-        write(store, one.folder, manifest, receipts)
-        one.finish(manifest, receipts)
+    write_format(store)
+    write_step_file(store, one.keyed, inputs, one.schema_out)
+    digest, read = inputs_digest(one), read_digests(one)
+    manifest = make_manifest(one.keyed, one.schema_out, inputs, digest, read, receipts, {})
+    write_manifest(store, one.folder, manifest, receipts)
+    one.finish(manifest)
 
 
 def made_up(one: Any, num_shards: int) -> list[Receipt]:

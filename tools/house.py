@@ -15,6 +15,7 @@ import io
 import sys
 import tokenize
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -22,8 +23,14 @@ from pathlib import Path
 HERE = Path(__file__).parents[1]
 TOPS = ("pipeline", "stages", "models")
 MAX_FILES, MAX_LINES = 15, 400
-# A run on this machine and one on Ray: what they import, at once or when a step wants it.
-ENGINE = ("pipeline.engine.runner", "pipeline.engine.local_executor", "pipeline.engine.on_ray.executor")
+# What runs planned steps on this machine, and what each of these needs beside it and those before, at once or when a step
+# wants it. The runner gets its executor from whoever starts it, and its steps from the plan.
+ENGINE = ("pipeline.engine.runner", "pipeline.engine.local_executor")
+BESIDE = {
+    "planning a run": ("pipeline.engine.plan", "pipeline.engine.row_bounds"),
+    "running on Ray": ("pipeline.engine.on_ray.executor",),
+    "reading a workflow from YAML": ("pipeline.workflow.load",),
+}
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -155,16 +162,37 @@ def report(files: dict[str, File], *, with_imports: bool) -> list[str]:
             broken.append(f"{what} import each other: {' -> '.join(found)}")
     mutual = sum(a in imports[b] for a in imports for b in imports[a]) // 2
     pipeline = {n: f for n, f in files.items() if n.startswith("pipeline.")}
-    print(f"packages that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}")
     needed = needed_by(ENGINE, files)
+    engine = {file.name: file for file in needed}
+    print(
+        f"packages that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}, "
+        f"of the engine: {_floors(engine)}"
+    )
     print(
         f"what the engine cannot run without: {len(needed)} files, {sum(f.num_code for f in needed):,} lines of code"
     )
-    by_room: dict[str, int] = defaultdict(int)
-    for file in needed:
-        by_room[file.room] += file.num_code
-    print("    " + ", ".join(f"{room} {num:,}" for room, num in sorted(by_room.items(), key=lambda i: -i[1])))
+    print(f"    {_by_room(needed)}")
+    starts, counted = ENGINE, set(needed)
+    for what, more in BESIDE.items():
+        starts += more
+        added = set(needed_by(starts, files)) - counted
+        counted |= added
+        print(
+            f"what {what} needs besides: {len(added)} files, {sum(f.num_code for f in added):,} lines of code"
+        )
+        print(f"    {_by_room(added)}")
+    print(f"all of these: {len(counted)} files, {sum(f.num_code for f in counted):,} lines of code")
     return broken
+
+
+def _by_room(files: Iterable[File]) -> str:
+    """Returns lines of code per package, the largest first."""
+    found: dict[str, int] = defaultdict(int)
+    for file in files:
+        found[file.room] += file.num_code
+    return ", ".join(
+        f"{room} {num:,}" for room, num in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _floors(files: dict[str, File]) -> int:

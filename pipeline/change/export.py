@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.parquet.row_digest import DIGEST, checked
 from vlpipe.pipeline.shard import Shard, heavy_names, is_heavy, read_batches, write_shard

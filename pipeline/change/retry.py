@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from vlpipe.pipeline.change.before_retry import before_folder
 from vlpipe.pipeline.engine.executor import Executor, Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
+from vlpipe.pipeline.engine.planned import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.engine.records.manifest import write_manifest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
@@ -33,10 +33,10 @@ from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.inspect.on_disk import what_is_there
 from vlpipe.pipeline.inspect.verify.run import shard_problems
+from vlpipe.pipeline.steps.step import find_step
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.printable import counts
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.step import find_step
 
 FAULT = "fault:"
 

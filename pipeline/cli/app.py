@@ -19,7 +19,8 @@ from vlpipe.pipeline.cli.progress import ProgressWatcher, results_table
 from vlpipe.pipeline.engine.executor import Executor, Watcher, unasked_gpus
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.forget_journal import has_traces
 from vlpipe.pipeline.engine.row_bounds import estimates
 from vlpipe.pipeline.engine.runner import Run

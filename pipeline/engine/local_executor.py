@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vlpipe.pipeline.engine.executor import MAX_DEATHS, Unit, UnitResult
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker import device
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, run_gather
@@ -17,8 +17,8 @@ from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shar
 from vlpipe.pipeline.engine.worker.open_stage import step_ended
 from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.stage import Work
+from vlpipe.pipeline.steps.step import Resources
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.step import Resources
 
 
 class LocalExecutor:

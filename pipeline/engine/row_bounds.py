@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
-from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.engine.list_rows import ListRows
+from vlpipe.pipeline.engine.planned import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.digest_cache import private_folder

@@ -25,7 +25,7 @@ from vlpipe.pipeline.engine.executor import (
 )
 from vlpipe.pipeline.engine.leftovers import drop_surplus, sweep
 from vlpipe.pipeline.engine.locking.lock import check as check_lock
-from vlpipe.pipeline.engine.plan import (
+from vlpipe.pipeline.engine.planned import (
     PlannedStep,
     artifacts_digest,
     inputs_digest,
@@ -36,7 +36,6 @@ from vlpipe.pipeline.engine.plan import (
     stale_source,
 )
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
-from vlpipe.pipeline.engine.records.keys import shard_key
 from vlpipe.pipeline.engine.records.manifest import (
     make_manifest,
     write_format,
@@ -49,6 +48,7 @@ from vlpipe.pipeline.engine.records.receipts import (
     receipt_path,
     write_receipt,
 )
+from vlpipe.pipeline.engine.records.step_keys import shard_key
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, clear_unfinished
 from vlpipe.pipeline.engine.worker.guard import is_out_of_memory

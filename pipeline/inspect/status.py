@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vlpipe.pipeline.engine.locking.lock import runs_held_here
 from vlpipe.pipeline.engine.locking.lock_file import LEASE_S, newest, state_of
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.planned import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.progress_notes import is_running
 from vlpipe.pipeline.engine.records.receipts import seconds_of
 from vlpipe.pipeline.inspect.alarms import alarms

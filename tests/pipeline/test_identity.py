@@ -14,8 +14,9 @@ from helpers import planned, rejects, rows, run
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, resolve_stage
-from vlpipe.pipeline.engine.records import keys, manifest
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep, resolve_stage
+from vlpipe.pipeline.engine.records import file_digests, manifest
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_numbers, shard_path, write_receipt
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
@@ -265,15 +266,15 @@ def test_a_worker_refuses_a_file_that_the_plan_has_not_seen(folder: Path) -> Non
     )
     steps, store = planned(folder, text)
     file = resolve_stage(steps[-1], store).teacher
-    keys.check_unchanged(file)
+    file_digests.check_unchanged(file)
     os.utime(folder / "vocab.txt", ns=(1, 1))
-    keys.check_unchanged(file)  # another time, the same bytes
+    file_digests.check_unchanged(file)  # another time, the same bytes
     (folder / "vocab.txt").write_text("another")
     with pytest.raises(VlpipeError, match=r"vocab.txt on .* is not what the plan was made with"):
-        keys.check_unchanged(file)
+        file_digests.check_unchanged(file)
     (folder / "vocab.txt").unlink()
     with pytest.raises(VlpipeError, match=r"there is no .*vocab.txt on "):
-        keys.check_unchanged(file)
+        file_digests.check_unchanged(file)
 
 
 def test_a_root_of_another_format_is_refused_whole(folder: Path) -> None:

@@ -24,7 +24,8 @@ from moto_s3 import S3, s3, s3_server  # noqa: F401
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.on_ray.executor import RayExecutor
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow

@@ -10,7 +10,8 @@ from helpers import left
 from vlpipe.pipeline.change import retry
 from vlpipe.pipeline.engine.executor import Unit, UnitResult
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed

@@ -21,7 +21,7 @@ from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import StepFailed, VlpipeError, one_line
 from vlpipe.pipeline.stage import Work
-from vlpipe.pipeline.workflow.step import Resources
+from vlpipe.pipeline.steps.step import Resources
 
 START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # of all workers of a training
 # what gloo and NCCL say in a worker when another one is gone, which Ray may notice later

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.keys import StepKeys, sha256_json, tree_digest
+from vlpipe.pipeline.engine.records.digests import sha256_json, tree_digest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     damaged,
@@ -20,6 +20,7 @@ from vlpipe.pipeline.engine.records.receipts import (
     sum_counts,
     write_receipts,
 )
+from vlpipe.pipeline.engine.records.step_keys import StepKeys
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import reference_columns
 from vlpipe.pipeline.stage import GatherStage, Stage

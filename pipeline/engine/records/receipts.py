@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.engine.records.keys import sha256_json
+from vlpipe.pipeline.engine.records.digests import sha256_json
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
 from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.steps.step import Resources
 from vlpipe.pipeline.storage.local_copies import copying
-from vlpipe.pipeline.workflow.step import Resources
 
 VARIABLE = "VLPIPE_GPUS"  # number of GPUs that the running step requested; unset outside a run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import shutil
 import tempfile
@@ -13,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
+from vlpipe.pipeline.engine.records.digests import sha256_json
 from vlpipe.pipeline.engine.records.forgotten import Forgotten, digest_of, read_forgotten
-from vlpipe.pipeline.engine.records.keys import sha256_json
 from vlpipe.pipeline.engine.records.manifest import hash_folder
 from vlpipe.pipeline.engine.records.receipts import Receipt, run_path, shard_path, write_receipt
 from vlpipe.pipeline.engine.records.rejects import RejectsWriter
@@ -30,51 +29,11 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, conform
 from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
-from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage, Stage
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.storage.file_names import STEP_FILE, is_engines
 from vlpipe.pipeline.storage.store import Store
 
 Launch = Callable[..., None]
-SAMPLE_ROWS = (
-    "sample_rows"  # `ListRows.max_rows` among the recorded parameters, which are those of the source
-)
-TOTAL = "total.json"  # artifact of `ListRows` with `max_rows`
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListRows(GatherStage):
-    """Lists the rows of a source stage, cut in order into shards keyed by content: a longer list shares the full shards.
-
-    max_rows: lists the first ones only; the artifact `total.json` then has the number of all, which may be an upper bound.
-    """
-
-    source: SourceStage
-    max_rows: int | None = None
-    ROWS_ARE: ClassVar[str] = "those of the source"
-    ADDED: ClassVar[frozenset[str]] = frozenset({"max_rows"})
-
-    def identity(self, use: str) -> tuple[str | int, ...]:
-        return ("rows", *self.source.identity(use))
-
-    def runs(self) -> Stage:
-        return self.source
-
-    def schema(self, inp: pa.Schema) -> pa.Schema:
-        return self.source.row_schema()
-
-    def run(self, job: Job) -> None:
-        if self.max_rows is None:
-            for table in self.source.rows():
-                job.emit(table)
-            return
-        bound, seen = self.source.max_rows(), 0
-        for table in self.source.rows():
-            job.emit(table.slice(0, max(0, self.max_rows - seen)))
-            seen += table.num_rows
-            if bound is not None and seen >= self.max_rows:
-                break
-        total = {"rows": seen if bound is None else max(bound, seen)}
-        Path(job.artifacts, TOTAL).write_text(json.dumps(total), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ def warm() -> None:
     from vlpipe.pipeline.engine.records import manifest
     from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
     from vlpipe.pipeline.files import File, ListFile
-    from vlpipe.pipeline.workflow import params, step
+    from vlpipe.pipeline.steps import step
+    from vlpipe.pipeline.workflow import params
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)

@@ -16,7 +16,8 @@ from clips import clip
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import Listing

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 from pydantic import ConfigDict, Field
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, shown
+from vlpipe.pipeline.files import files_of
 from vlpipe.pipeline.stage import SHARD_ROWS, Stage
-from vlpipe.pipeline.workflow.params import files_of
 
 
 class _HasName(Protocol):
@@ -101,6 +101,26 @@ class Step:
     def artifact_steps(self) -> tuple[str, ...]:
         """Names of the steps whose artifacts this step reads."""
         return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedWorkflow:
+    """The steps of a workflow in the order they run, with stages made and names resolved. `load` reads one from YAML."""
+
+    path: str
+    name: str
+    description: str  # the comment at the start of the file
+    root: str  # folder or URL of the outputs
+    steps: tuple[Step, ...]
+
+    def step(self, name: str) -> Step:
+        """Returns the step `name`; see `find_step`."""
+        return find_step(self.steps, name, self.path)
+
+
+def base_name(name: str) -> str:
+    """Returns the name of a step as the file has it: without a round or a cell."""
+    return name.partition("@")[0]
 
 
 def find_step(steps: Sequence[Named], name: str, where: str = "") -> Named:
