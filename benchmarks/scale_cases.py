@@ -22,17 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine import plan
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.planned import inputs_digest, read_digests
-from vlpipe.pipeline.engine.records.manifest import (
-    make_manifest,
-    write_format,
-    write_manifest,
-    write_step_file,
-)
+from vlpipe.pipeline.engine.records.manifest import make_manifest, write_manifest, write_step_file
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, receipt_path, shard_path
-from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.records.root_format import write_format
 from vlpipe.pipeline.inspect import status, why
 from vlpipe.pipeline.inspect.on_disk import find_place
 from vlpipe.pipeline.shard import Out, Reject, Shard
@@ -114,7 +109,7 @@ def run(folder: Path, num_steps: int | None = None) -> int:
     reused = []
     steps, store = planned(folder)
     watcher = Watcher(shard=lambda one, receipt, old: reused.append(old))
-    Run(steps[:num_steps], store, LocalExecutor(), watcher).go()
+    new_run(steps[:num_steps], store, local_executor(), watcher).go()
     return sum(reused)
 
 

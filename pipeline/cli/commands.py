@@ -43,7 +43,7 @@ from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.inspect.verify import root as verify_root
 from vlpipe.pipeline.inspect.verify import run as verify
 from vlpipe.pipeline.inspect.verify.steps import Steps
-from vlpipe.pipeline.steps.step import find_step
+from vlpipe.pipeline.steps.checked import find_step
 from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.criteria import criteria_of

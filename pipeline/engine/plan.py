@@ -13,20 +13,19 @@ from vlpipe.pipeline.engine.list_rows import SAMPLE_ROWS, ListRows
 from vlpipe.pipeline.engine.planned import PlannedStep, is_gather, look
 from vlpipe.pipeline.engine.records.file_digests import FileDigests
 from vlpipe.pipeline.engine.records.keys import key_step
-from vlpipe.pipeline.engine.records.manifest import (
-    check_format,
-    read_step_file,
-)
+from vlpipe.pipeline.engine.records.manifest import read_step_file
 from vlpipe.pipeline.engine.records.parsed_source import save_parsed
 from vlpipe.pipeline.engine.records.receipts import STEP_FOLDER
+from vlpipe.pipeline.engine.records.root_format import check_format
 from vlpipe.pipeline.engine.records.source_hash import Sources
 from vlpipe.pipeline.engine.records.step_keys import StepKeys
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import files_of
 from vlpipe.pipeline.stage import MapStage, SourceStage
 from vlpipe.pipeline.steps.canonical import ORDER, left_out, recorded
+from vlpipe.pipeline.steps.checked import CheckedWorkflow, find_steps
 from vlpipe.pipeline.steps.columns import schemas
-from vlpipe.pipeline.steps.step import CheckedWorkflow, Step, find_steps
+from vlpipe.pipeline.steps.step import Step
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 

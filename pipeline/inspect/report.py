@@ -8,10 +8,11 @@ from typing import Any
 
 from vlpipe.pipeline.engine.list_rows import ListRows
 from vlpipe.pipeline.engine.planned import PlannedStep
-from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_counts
+from vlpipe.pipeline.engine.records.receipts import Receipt, sum_counts
 from vlpipe.pipeline.engine.records.rejects import read_rejects
 from vlpipe.pipeline.inspect.alarms import alarms
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import TIMED, Dataset
 from vlpipe.pipeline.storage.store import Store

@@ -9,7 +9,8 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, raised_in, shown
 from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.stage import MapStage, SourceStage
-from vlpipe.pipeline.steps.step import CheckedWorkflow, Step, base_name
+from vlpipe.pipeline.steps.checked import CheckedWorkflow, base_name
+from vlpipe.pipeline.steps.step import Step
 
 
 def schemas(workflow: CheckedWorkflow) -> dict[str, pa.Schema]:

@@ -6,19 +6,15 @@ Object stores (`s3://`, `gs://`, `memory://`): one PUT to the final name, which 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,11 +29,7 @@ from vlpipe.pipeline.errors import LockLost, VlpipeError
 from vlpipe.pipeline.storage.file_names import is_part
 
 SMALL_BYTES = 1 << 18
-READERS = 32  # parallel requests to an object store: they wait for the network, not for the CPU
 FENCE_S = 1.0  # seconds that a fence check is valid on an object store: one request per shard, not per file
-MATCHING = {"s3", "s3a", "gs", "gcs"}  # protocols with a conditional PUT, which fsspec calls mode="create"
-AZURE = {"az", "abfs", "abfss"}
-_in_memory = threading.Lock()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -128,6 +120,10 @@ class Store:
         """Returns the path on the file system; absolute for a local root."""
         return f"{self._fs_base[1]}/{rel}" if rel else self._fs_base[1]
 
+    def local_path(self, rel: str, digest: str = "") -> str:
+        """Returns the path of a local file with the content of `rel`, empty if there is none. digest: its sha256."""
+        return self.path(rel) if self.is_local else ""
+
     def exists(self, rel: str) -> bool:
         return bool(self.fs.exists(self.path(rel)))
 
@@ -189,29 +185,6 @@ class Store:
         given = inspect.signature(self.fs._cat_file).parameters if hasattr(self.fs, "_cat_file") else {}
         return {"max_concurrency": 1} if "s3" in self.fs.protocol and "max_concurrency" in given else {}
 
-    def read_many(self, rels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yields (rel, content) of files in the order given; from an object store with up to `READERS` parallel requests.
-
-        Raises FileNotFoundError when it reaches a missing file.
-        """
-        if self.is_local:
-            yield from ((rel, self.read_bytes(rel)) for rel in rels)
-            return
-        asked: deque[tuple[str, Future[bytes]]] = deque()
-        with ThreadPoolExecutor(READERS) as pool:
-            try:
-                for rel in rels:
-                    asked.append((rel, pool.submit(self.read_bytes, rel)))
-                    if len(asked) > 2 * READERS:  # bounds the contents held in memory
-                        first, content = asked.popleft()
-                        yield first, content.result()
-                while asked:
-                    first, content = asked.popleft()
-                    yield first, content.result()
-            finally:
-                for _, content in asked:
-                    content.cancel()
-
     def read_json(self, rel: str) -> Any:
         return json.loads(self.read_bytes(rel))
 
@@ -219,45 +192,6 @@ class Store:
         """Writes a file atomically; see `writing`."""
         with self.writing(rel, sync_folder=sync_folder) as part:
             Path(part).write_bytes(data)
-
-    def create(self, rel: str, data: bytes) -> bool:
-        """Writes a new file and returns True; False if it exists. Of several concurrent callers exactly one gets True.
-
-        Raises VlpipeError for a file system that cannot guarantee that.
-        """
-        if self.is_local:
-            return _create_here(self.path(rel), data)
-        if not self._create_there(rel, data):
-            with suppress(FileNotFoundError):
-                return bool(self.read_bytes(rel) == data)  # written by this call, whose first reply was lost
-            return False
-        if self._create_there(rel, data + b" "):
-            raise VlpipeError(
-                f"{self.url}: this store ignores conditional writes (If-None-Match), "
-                "so two runs could write to it at once; use another --root"
-            )
-        return True
-
-    def _create_there(self, rel: str, data: bytes) -> bool:
-        protocol = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        try:
-            if MATCHING & {*protocol}:
-                self.fs.pipe_file(self.path(rel), data, mode="create")
-            elif AZURE & {*protocol}:
-                self.fs.pipe_file(self.path(rel), data, overwrite=False)
-            elif "memory" in protocol:
-                with _in_memory:
-                    self.fs.pipe_file(self.path(rel), data, mode="create")
-            else:
-                raise VlpipeError(
-                    f"{self.url}: cannot prevent two runs from writing at once on {protocol[0]}://; "
-                    "a root must be a folder, or on s3://, gs:// or az://"
-                )
-        except OSError:  # FileExistsError; s3fs: EINVAL if the condition fails
-            if not self.exists(rel):
-                raise
-            return False
-        return True
 
     def write_json(self, rel: str, value: Any, *, sync_folder: bool = True) -> None:
         self.write_bytes(rel, canonical_json(value), sync_folder=sync_folder)
@@ -281,11 +215,11 @@ class Store:
         part = f"{final}.{uuid.uuid4().hex[:8]}.part"
         try:
             yield part
-            _fsync(part)
+            fsync(part)
             self.check_fence()
             os.replace(part, final)
             if sync_folder:
-                _fsync(os.path.dirname(final))
+                fsync(os.path.dirname(final))
         except BaseException as error:
             Path(part).unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename in (
@@ -323,7 +257,7 @@ class Store:
         """Calls fsync on folders of a local root, so that the file names in them are durable."""
         for folder in folders:
             if self.is_local and os.path.isdir(self.path(folder)):
-                _fsync(self.path(folder))
+                fsync(self.path(folder))
 
     def sweep(self, rel: str) -> None:
         """Removes `.part` files that a killed run left in a folder. Call it only while nothing else writes there."""
@@ -339,12 +273,12 @@ class Store:
             return
         for sub, _, names in os.walk(folder):
             for name in names:
-                _fsync(os.path.join(sub, name))
+                fsync(os.path.join(sub, name))
         if os.path.exists(self.path(rel)):
             shutil.rmtree(self.path(rel))
         os.makedirs(os.path.dirname(self.path(rel)), exist_ok=True)
         shutil.move(folder, self.path(rel))
-        _fsync(os.path.dirname(self.path(rel)))
+        fsync(os.path.dirname(self.path(rel)))
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
@@ -355,44 +289,11 @@ def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
     return list(fs.ls(path, detail=True))
 
 
-def _create_here(final: str, data: bytes) -> bool:
-    os.makedirs(os.path.dirname(final), exist_ok=True)
-    part = f"{final}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        Path(part).write_bytes(data)
-        _fsync(part)
-        os.link(part, final)
-    except FileNotFoundError:
-        return False  # another run was first, and removed the `.part` file
-    except FileExistsError:
-        # two links: our own call succeeded, but NFS lost the reply and retried
-        return os.path.exists(part) and os.stat(part).st_nlink == 2
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-            raise
-        return _create_without_link(final, data)  # no hard links on this file system
-    finally:
-        Path(part).unlink(missing_ok=True)
-    return True
-
-
-def _create_without_link(final: str, data: bytes) -> bool:
-    try:
-        handle = os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with open(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return True
-
-
 def _name(entry: dict[str, Any]) -> str:
     return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _fsync(path: str) -> None:
+def fsync(path: str) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,15 +16,9 @@ from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one
 from vlpipe.pipeline.files import File, Weights, files_of
 from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
 from vlpipe.pipeline.steps.canonical import recorded
+from vlpipe.pipeline.steps.checked import CheckedWorkflow, base_name
 from vlpipe.pipeline.steps.columns import error_text, schemas_of
-from vlpipe.pipeline.steps.step import (
-    ENGINE_KEYS,
-    STEP_KEYS,
-    CheckedWorkflow,
-    EngineKeys,
-    Step,
-    base_name,
-)
+from vlpipe.pipeline.steps.step import Step
 from vlpipe.pipeline.storage.hf_hub import HUB_ID
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.pipeline.workflow.compose import written_steps
@@ -32,6 +26,7 @@ from vlpipe.pipeline.workflow.draft import DraftStep
 from vlpipe.pipeline.workflow.packaged import packaged_workflows
 from vlpipe.pipeline.workflow.params import find, stray_references, validate
 from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
+from vlpipe.pipeline.workflow.step_keys import ENGINE_KEYS, STEP_KEYS, EngineKeys
 from vlpipe.pipeline.workflow.weights_check import file_problems
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 

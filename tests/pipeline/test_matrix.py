@@ -9,7 +9,7 @@ from textwrap import dedent
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError
-from vlpipe.pipeline.steps.step import find_steps
+from vlpipe.pipeline.steps.checked import find_steps
 from vlpipe.pipeline.workflow.load import Workflow
 
 HEAD = """\

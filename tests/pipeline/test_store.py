@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto_s3 import S3, s3, s3_server  # noqa: F401
 
 from vlpipe.pipeline.errors import LockLost, VlpipeError
+from vlpipe.pipeline.storage import exclusive
 from vlpipe.pipeline.storage.store import Fence, Store
 
 
@@ -38,25 +39,9 @@ def test_listings(store: Store) -> None:
     assert not store.exists("a/4")
 
 
-@pytest.mark.slow
-def test_many_are_read_in_order(store: Store) -> None:
-    names = [f"f/{n:03}" for n in range(100)]
-    for name in names:
-        store.write_bytes(name, name.encode())
-    assert list(store.read_many(reversed(names))) == [(name, name.encode()) for name in reversed(names)]
-    assert list(store.read_many([])) == []
-    some = store.read_many([*names[:3], "f/none", *names])
-    assert [next(some)[0] for _ in range(3)] == names[:3]
-    with pytest.raises(FileNotFoundError):
-        next(some)
-    few = store.read_many(names)  # who stops early waits for nothing
-    next(few)
-    few.close()
-
-
 def test_one_of_many_creates(store: Store) -> None:
     for number in range(5):
-        made = with_all(lambda mine, rel: [mine] if store.create(rel, mine) else [], f"l/{number}")
+        made = with_all(lambda mine, rel: [mine] if exclusive.create(store, rel, mine) else [], f"l/{number}")
         assert made == [store.read_bytes(f"l/{number}")]
     assert store.list("l") == [str(n) for n in range(5)]
 
@@ -81,16 +66,13 @@ def test_a_request_each(s3: S3) -> None:  # noqa: F811
     assert list(store.sizes("step")) == store.list("step") == ["0", "1", "2"]
     assert store.list("step/_rejects") == []
     assert [method for method, _ in s3.requests] == ["GET"] * 3
-    s3.requests.clear()
-    assert len(list(store.read_many(f"step/{n}" for n in range(3)))) == 3
-    assert [method for method, _ in s3.requests] == ["GET"] * 3
 
 
 def test_a_store_that_ignores_conditions_is_refused(s3: S3) -> None:  # noqa: F811
     store = Store(s3.new_root())
     s3.ignores_conditions = True
     with pytest.raises(VlpipeError, match="ignores conditional writes"):
-        store.create("l/1", b"mine")
+        exclusive.create(store, "l/1", b"mine")
 
 
 def test_a_store_of_which_nothing_is_known_is_refused() -> None:
@@ -101,7 +83,7 @@ def test_a_store_of_which_nothing_is_known_is_refused() -> None:
     with pytest.raises(
         VlpipeError, match=r"from writing at once on odd://; a root must be a folder, or on s3"
     ):
-        Store("odd://root").create("l/1", b"mine")
+        exclusive.create(Store("odd://root"), "l/1", b"mine")
 
 
 def test_a_root_that_chains_file_systems_is_refused(tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ def test_the_plan_finds_them_for_every_stage_that_loads_weights(tmp_path: Path) 
     import pkgutil
 
     from vlpipe import stages
-    from vlpipe.pipeline.steps.step import STEP_KEYS
     from vlpipe.pipeline.workflow.stage_checks import class_problems
+    from vlpipe.pipeline.workflow.step_keys import STEP_KEYS
 
     found = set()
     (tmp_path / "w.safetensors").write_bytes(LFS)

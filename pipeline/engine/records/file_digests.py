@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vlpipe.pipeline.engine.records.digests import sha256_json, tree_digest
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.storage.digest_cache import RECENT_S, DigestCache
+from vlpipe.pipeline.storage.digests import sha256_json, tree_digest
 from vlpipe.pipeline.storage.hf_hub import hub_commit
 from vlpipe.pipeline.storage.store import Store, sha256_file
 

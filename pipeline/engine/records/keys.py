@@ -15,7 +15,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlpipe.pipeline.engine.records.digests import sha256_json
 from vlpipe.pipeline.engine.records.file_digests import FileDigests
 from vlpipe.pipeline.engine.records.source_hash import Sources
 from vlpipe.pipeline.engine.records.step_keys import StepKeys
@@ -24,6 +23,7 @@ from vlpipe.pipeline.files import File, ListFile, Listing, Weights, files_of, re
 from vlpipe.pipeline.stage import MapStage, Stage
 from vlpipe.pipeline.steps.canonical import canonical
 from vlpipe.pipeline.steps.step import Step
+from vlpipe.pipeline.storage.digests import sha256_json
 
 Stamp = tuple[int, int]  # size in bytes, mtime_ns
 

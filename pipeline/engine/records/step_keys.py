@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from vlpipe.pipeline.engine.records.digests import sha256_json
 from vlpipe.pipeline.steps.step import Step
+from vlpipe.pipeline.storage.digests import sha256_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

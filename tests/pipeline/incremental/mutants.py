@@ -29,7 +29,8 @@ def relative_paths() -> None:
 
 def files_without_names() -> None:
     """W2: which parameter an artifact belongs to is not in what must match."""
-    from vlpipe.pipeline.engine.records import digests, manifest
+    from vlpipe.pipeline.engine.records import manifest
+    from vlpipe.pipeline.storage import digests
 
     def digest_artifacts(read: Any) -> str:
         return digests.sha256_json("artifacts", sorted(read.values())) if read else ""
