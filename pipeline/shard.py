@@ -24,6 +24,10 @@ from vlpipe.pipeline.parquet.conform import conform
 from vlpipe.pipeline.parquet.file import Parquet
 from vlpipe.pipeline.parquet.footer import footer_digest
 from vlpipe.pipeline.parquet.heavy_join import HeavyJoin
+from vlpipe.pipeline.parquet.image_files import IMAGE, as_stored, image_names, stored_schema
+from vlpipe.pipeline.parquet.references import ref as ref
+from vlpipe.pipeline.parquet.references import reference_columns as reference_columns
+from vlpipe.pipeline.parquet.references import without_refs
 from vlpipe.pipeline.parquet.row_conservation import check_conserved as check_conserved
 from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.storage.store import Store, sha256_of
@@ -43,8 +47,6 @@ ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 PAGE_ROWS = 32
 SEE_VERIFY = "; `vlpipe verify` lists what is damaged"
 HEAVY = b"vlpipe.heavy"
-REF = b"vlpipe.ref"
-ORIGIN = "="  # before the path of a reference column made with `is_origin`
 
 
 class Heavy(NamedTuple):
@@ -123,9 +125,12 @@ def joined(parts: Sequence[Out]) -> Out:
     )
 
 
-def heavy(name: str, dtype: pa.DataType) -> pa.Field:
-    """Returns the field of a heavy column: written once by the step that makes it, later joined by `id`."""
-    return pa.field(name, dtype, metadata={HEAVY: b"1"})
+def heavy(name: str, dtype: pa.DataType, *, is_image: bool = False) -> pa.Field:
+    """Returns the field of a heavy column: written once by the step that makes it, later joined by `id`.
+
+    is_image: its values, of type binary, are encoded image files, which other tools then show as pictures (`image_files`).
+    """
+    return pa.field(name, dtype, metadata={HEAVY: b"1"} | ({IMAGE: b"1"} if is_image else {}))
 
 
 def is_heavy(f: pa.Field) -> bool:
@@ -134,49 +139,6 @@ def is_heavy(f: pa.Field) -> bool:
 
 def heavy_names(schema: pa.Schema) -> list[str]:
     return [f.name for f in schema if is_heavy(f)]
-
-
-def ref(name: str, dtype: pa.DataType, *, is_origin: bool = False) -> pa.Field:
-    """Returns a field that holds ids of other rows, so that `vlpipe forget` can remove them.
-
-    Columns `id` and `parent` do not need it. dtype: string or (nested) lists of strings. The field may be inside a struct or
-    a list of structs. is_origin: what is beside the id was copied from that row, and goes with it: the struct, or the row;
-    beside a list of ids, with any of them.
-    Raises SchemaError for any other type.
-    """
-    if not _holds_ids(dtype):
-        raise SchemaError(f"reference column {name!r}: wanted string or lists of strings, got {dtype}")
-    return pa.field(name, dtype, metadata={REF: ORIGIN if is_origin else "1"})
-
-
-def _holds_ids(dtype: pa.DataType) -> bool:
-    if is_list(dtype):
-        return _holds_ids(dtype.value_type)
-    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
-
-
-def reference_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Returns dotted paths of the columns made by `ref`: `witness`, `texts.donors` (a field of a struct, in lists too);
-    after ORIGIN, those that tell where a copy comes from."""
-    found = ((path, (one.metadata or {}).get(REF)) for f in schema for path, one in nested(f))
-    return tuple(ORIGIN * (kind == ORIGIN.encode()) + path for path, kind in found if kind)
-
-
-def nested(f: pa.Field, above: str = "") -> Iterator[tuple[str, pa.Field]]:
-    """Yields (dotted path, field) for `f` and all struct fields inside it. List items have the path of their list."""
-    path, dtype = above + f.name, f.type
-    yield path, f
-    while is_list(dtype):
-        dtype = dtype.value_type
-    if pa.types.is_struct(dtype):
-        for one in dtype:
-            yield from nested(one, f"{path}.")
-
-
-def is_list(dtype: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)
-    )
 
 
 def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
@@ -202,25 +164,6 @@ def with_field(schema: pa.Schema, new: pa.Field) -> pa.Schema:
     return schema.append(new) if at < 0 else schema.set(at, new)
 
 
-def _without_refs(f: pa.Field) -> pa.Field:
-    """Returns the field without reference marks on struct fields inside it, so that marks do not change the file's bytes."""
-    if not any(one.metadata and REF in one.metadata for _, one in nested(f)):
-        return f
-    return f.with_type(_plain(f.type))
-
-
-def _plain(dtype: pa.DataType) -> pa.DataType:
-    """Returns the type without metadata on its nested fields."""
-    if pa.types.is_struct(dtype):
-        return pa.struct([f.with_type(_plain(f.type)).remove_metadata() for f in dtype])
-    if not is_list(dtype):
-        return dtype
-    value = dtype.value_field.with_type(_plain(dtype.value_type)).remove_metadata()
-    if pa.types.is_fixed_size_list(dtype):
-        return pa.list_(value, dtype.list_size)
-    return pa.large_list(value) if pa.types.is_large_list(dtype) else pa.list_(value)
-
-
 class ShardWriter:
     """Writes one shard in row groups of at most `row_group_rows` rows and `MAX_BYTES` bytes, or of one larger row."""
 
@@ -235,7 +178,7 @@ class ShardWriter:
         # Metadata of light fields is dropped: it belongs to the plan. A heavy field keeps its metadata in its shard.
         self.schema = pa.schema(
             [
-                _without_refs(f).with_metadata(dict(sorted(f.metadata.items())) if is_heavy(f) else None)
+                without_refs(f).with_metadata(dict(sorted(f.metadata.items())) if is_heavy(f) else None)
                 for f in schema
             ]
         )
@@ -244,8 +187,9 @@ class ShardWriter:
         self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}
         self._pending: list[pa.Table] = []
         self._num_pending = self._bytes_pending = 0
-        noted = self.schema.with_metadata(notes) if notes else self.schema
-        self._writer = pq.ParquetWriter(path, noted, write_batch_size=PAGE_ROWS, **SETTINGS)
+        self._images = image_names(self.schema)
+        stored = stored_schema(self.schema.with_metadata(notes or None), self._images)
+        self._writer = pq.ParquetWriter(path, stored, write_batch_size=PAGE_ROWS, **SETTINGS)
 
     def write(self, table: pa.Table) -> None:
         """Adds rows. Raises SchemaError or ValueError if they do not conform to the schema (see `conform`)."""
@@ -269,7 +213,8 @@ class ShardWriter:
             num = num_fitting(rows)
             if num == rows.num_rows < self.row_group_rows and not final:
                 break  # more rows may fit
-            self._writer.write_table(rows.slice(0, num).combine_chunks(), row_group_size=num)
+            whole = as_stored(rows.slice(0, num).combine_chunks(), self._images)
+            self._writer.write_table(whole, row_group_size=num)
             start += num
         rest = table.slice(start)
         self._pending = [rest] if rest.num_rows else []

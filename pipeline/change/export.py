@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
 from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.parquet.image_files import as_stored, stored_schema
 from vlpipe.pipeline.parquet.row_digest import DIGEST, checked
 from vlpipe.pipeline.shard import Shard, heavy_names, is_heavy, read_batches, write_shard
 from vlpipe.pipeline.storage.store import Store
-
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how `datasets` stores an image
 
 
 def export(
@@ -47,35 +45,15 @@ def export(
     # Columns needed to verify the rows.
     more = [n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names]
     plain = pa.schema([f.remove_metadata() for f in schema])
-    out, notes = with_pictures(plain, pictures)
+    out = stored_schema(plain, pictures)
     written = []
     for receipt in one.receipts:
         batches = read_batches(store, receipt.shard, [*light, *more], heavy_names(schema))
         whole = (checked(batch, receipt.shard.path) for batch in batches)
-        rows = (pictured(batch.select(plain.names).cast(plain), pictures) for batch in whole)
-        written.append(write_shard(to, f"{receipt.index:06d}.parquet", rows, out, notes=notes))
+        rows = (as_stored(batch.select(plain.names).cast(plain), pictures) for batch in whole)
+        written.append(write_shard(to, f"{receipt.index:06d}.parquet", rows, out, notes=out.metadata))
         seen(written[-1])
     return written
-
-
-def with_pictures(schema: pa.Schema, names: Sequence[str]) -> tuple[pa.Schema, dict[str, str]]:
-    """Returns the schema with columns of image files as `datasets` stores images, and its note in a file that they are
-    images."""
-    if not names:
-        return schema, {}
-    features = {name: {"_type": "Image"} for name in names}
-    fields = [pa.field(f.name, PICTURE) if f.name in names else f for f in schema]
-    return pa.schema(fields), {"huggingface": json.dumps({"info": {"features": features}})}
-
-
-def pictured(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Returns the table with columns of image files as `with_pictures` says."""
-    for name in names:
-        data = table[name].combine_chunks()
-        paths = pa.nulls(len(data), pa.string())
-        column = pa.StructArray.from_arrays([data, paths], fields=list(PICTURE), mask=data.is_null())
-        table = table.set_column(table.schema.get_field_index(name), pa.field(name, PICTURE), column)
-    return table
 
 
 def chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlpipe.pipeline.parquet.references import ORIGIN, is_list
 from vlpipe.pipeline.parquet.text_sets import TextSet
-from vlpipe.pipeline.shard import ORIGIN, is_list
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.parquet.image_files import as_read, read_schema
 
 # What PyArrow raises for corrupt bytes.
 DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError)
@@ -17,13 +18,17 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError)
 
 class Parquet(pq.ParquetFile):
     """A Parquet file that raises VlpipeError with its name if it is damaged. Page checksums are verified: a flipped bit
-    is an error, never a different value."""
+    is an error, never a different value. Image files are read as bytes, however they are stored (`image_files`)."""
 
     def __init__(self, source: Any, name: str) -> None:
         self.name, self.source = name, source
         with self._named():
             super().__init__(source, page_checksum_verification=True)
             self.columns = self.schema_arrow  # fails here if the schema is unreadable
+
+    @property
+    def schema_arrow(self) -> pa.Schema:
+        return read_schema(super().schema_arrow)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -42,7 +47,7 @@ class Parquet(pq.ParquetFile):
 
     def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
         with self._named():
-            table = super().read_row_group(i, *args, **options)
+            table = as_read(super().read_row_group(i, *args, **options))
         if table.num_columns and table.num_rows != self.metadata.row_group(i).num_rows:
             wanted = self.metadata.row_group(i).num_rows
             raise self._damaged(
@@ -52,11 +57,11 @@ class Parquet(pq.ParquetFile):
 
     def read_row_groups(self, *args: Any, **options: Any) -> pa.Table:
         with self._named():
-            return super().read_row_groups(*args, **options)
+            return as_read(super().read_row_groups(*args, **options))
 
     def read(self, *args: Any, **options: Any) -> pa.Table:
         with self._named():
-            return super().read(*args, **options)
+            return as_read(super().read(*args, **options))
 
     def iter_batches(self, *args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
         batches = super().iter_batches(*args, **options)
@@ -65,4 +70,4 @@ class Parquet(pq.ParquetFile):
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield batch
+            yield as_read(batch)

@@ -17,9 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlpipe.pipeline.parquet.image_files import read_schema
+
 HEADER_BYTES = 512  # a page header without statistics has about 40
 MAX_PAGES = 100_000
 DATA_PAGE, PLAIN = 0, 0
+BYTES = (pa.binary(), pa.string(), pa.large_binary(), pa.large_string())
 CODECS = {"ZSTD": "zstd", "SNAPPY": "snappy", "GZIP": "gzip", "LZ4": "lz4_raw", "UNCOMPRESSED": ""}
 
 
@@ -37,11 +40,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """The pages of a column chunk, in order. codec: pyarrow's name, empty for none; nullable: values may be null."""
+    """The pages of a column chunk, in order. codec: pyarrow's name, empty for none. max_level: the definition level of a
+    value that is not null: 1 for a nullable column, 2 for a nullable field of a nullable struct, 0 if none can be null."""
 
     pages: Sequence[Page]
     codec: str
-    nullable: bool
+    max_level: int
 
     def holding(self, row: int) -> int:
         """Returns the number of the page that holds a row of the row group."""
@@ -49,15 +53,15 @@ class Pages:
 
 
 def pages_of(file: pq.ParquetFile, source: pa.NativeFile, group: int, column: str) -> Pages | None:
-    """Returns the pages of a column in a row group; None if the column is not one of bytes or texts outside of lists and
-    structs, or is not stored as PLAIN data pages of version 1. Raises ValueError if a header cannot be read."""
-    names = [file.schema.column(k).path for k in range(len(file.schema))]
-    if column not in names:
+    """Returns the pages of a column in a row group; None if the column is not one of bytes, texts or image files outside of
+    lists and structs, or is not stored as PLAIN data pages of version 1. Raises ValueError if a header cannot be read."""
+    paths = [file.schema.column(k).path for k in range(len(file.schema))]
+    seen = read_schema(file.schema_arrow)
+    if column not in seen.names or seen.field(column).type not in BYTES:
         return None
-    k = names.index(column)
+    k = next(paths.index(path) for path in (column, f"{column}.bytes") if path in paths)
     kind, about = file.schema.column(k), file.metadata.row_group(group).column(k)
-    is_plain = kind.physical_type == "BYTE_ARRAY" and kind.max_repetition_level == 0
-    if not is_plain or kind.max_definition_level > 1 or about.compression not in CODECS:
+    if kind.physical_type != "BYTE_ARRAY" or about.compression not in CODECS:
         return None
     if about.has_dictionary_page:
         return None
@@ -72,7 +76,7 @@ def pages_of(file: pq.ParquetFile, source: pa.NativeFile, group: int, column: st
             Page(first, data[1], at + size, header[3], header[2], None if crc is None else crc & 0xFFFFFFFF)
         )
         first, at = first + data[1], at + size + header[3]
-    return Pages(found, CODECS[about.compression], kind.max_definition_level == 1)
+    return Pages(found, CODECS[about.compression], kind.max_definition_level)
 
 
 def values_of(source: pa.NativeFile, pages: Pages, number: int) -> list[bytes | None]:
@@ -84,24 +88,29 @@ def values_of(source: pa.NativeFile, pages: Pages, number: int) -> list[bytes | 
     try:
         if pages.codec:
             data = pa.decompress(data, page.raw_bytes, codec=pages.codec, asbytes=True)
-        start, present = _levels(data, page.num_rows) if pages.nullable else (0, [True] * page.num_rows)
+        start, present = (
+            _levels(data, page.num_rows, pages.max_level) if pages.max_level else (0, [True] * page.num_rows)
+        )
         return _cut(data, start, present)
     except (struct.error, IndexError, pa.ArrowException) as error:
         raise ValueError(f"page {number} is damaged ({error})") from error
 
 
-def _levels(data: bytes, num_rows: int) -> tuple[int, list[bool]]:
-    """Returns the offset behind the definition levels, and whether each value is there. Runs of one bit per value."""
+def _levels(data: bytes, num_rows: int, max_level: int) -> tuple[int, list[bool]]:
+    """Returns the offset behind the definition levels, and whether each value is there. Runs of levels, or levels in groups
+    of 8, each of 1 bit, or of 2 for a maximum of 2."""
     (size,) = struct.unpack_from("<I", data)
+    width = max_level.bit_length()
     present, at = list[bool](), 4
     while at < 4 + size and len(present) < num_rows:
         head, at = _varint(data, at)
         if head & 1:
-            for byte in data[at : at + (head >> 1)]:
-                present += [bool(byte >> bit & 1) for bit in range(8)]
-            at += head >> 1
+            for _ in range(head >> 1):
+                group = int.from_bytes(data[at : at + width], "little")
+                present += [group >> k * width & (1 << width) - 1 == max_level for k in range(8)]
+                at += width
         else:
-            present += [data[at] == 1] * min(head >> 1, num_rows)
+            present += [data[at] == max_level] * min(head >> 1, num_rows)
             at += 1
     if len(present) < num_rows:
         raise IndexError("levels are missing")

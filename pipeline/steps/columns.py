@@ -62,10 +62,11 @@ def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
 
 
 def _common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
-    """Returns the field with its metadata (such as the model of a score) only if all inputs of the step have the same."""
-    if all(other.field(field.name).metadata == field.metadata for other in others):
-        return field
-    return field.remove_metadata()
+    """Returns the field with what all inputs of the step have in common of its metadata (such as the model of a score)."""
+    common = set((field.metadata or {}).items())
+    for other in others:
+        common &= set((other.field(field.name).metadata or {}).items())
+    return field.with_metadata(dict(sorted(common)) or None)
 
 
 def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:

@@ -43,7 +43,7 @@ IMAGE_FIELDS = (
     pa.field("format", pa.string()),  # as Pillow names it: JPEG, PNG, ...
     pa.field("width", pa.int32()),  # in pixels, after EXIF orientation is applied
     pa.field("height", pa.int32()),
-    heavy("image", pa.binary()),
+    heavy("image", pa.binary(), is_image=True),
 )
 
 # Columns of evaluation results and of training losses; the results table and the report find steps by these schemas.

@@ -79,6 +79,9 @@ class Optimisation:
     log_every: int = 50  # steps per loss row and progress line
     checkpoint_every: int = 500  # steps; a killed run repeats at most this many
     loader_threads: int = 2  # per worker
+    # steps under `vlpipe run --sample`, if the training has more. Their time is multiplied, so few are enough, unless a later
+    # step generates texts with the model: after a few steps it writes to the maximum length, which takes longer
+    sample_steps: int = 20
 
     @property
     def micro_batches(self) -> int:
@@ -134,8 +137,9 @@ class Optimisation:
                 f"schedule: {self.schedule} and milestones: {self.milestones}",
             ),
             (
-                min(self.log_every, self.checkpoint_every) < 1,
-                f"log_every and checkpoint_every must be at least 1, got {self.log_every} and {self.checkpoint_every}",
+                min(self.log_every, self.checkpoint_every, self.sample_steps) < 1,
+                "log_every, checkpoint_every and sample_steps must be at least 1, "
+                f"got {self.log_every}, {self.checkpoint_every} and {self.sample_steps}",
             ),
             (
                 min(self.loader_threads, self.shuffle_window) < 1,

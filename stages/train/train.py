@@ -16,8 +16,6 @@ from vlpipe.stages.common.row import LOSSES, TEXTS
 from vlpipe.stages.train.progress import PER_STEP, following
 from vlpipe.stages.train.recipe import Recipe
 
-SAMPLE_STEPS = 20  # of a training in `vlpipe run --sample`
-
 
 @dataclass(frozen=True, kw_only=True)
 class Train(GatherStage, Recipe):
@@ -41,15 +39,15 @@ class Train(GatherStage, Recipe):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {
             *("checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"),
-            *("find_unused_parameters", "mesh", "processes", "least_processes"),
+            *("find_unused_parameters", "mesh", "processes", "least_processes", "sample_steps"),
         }
     )
 
     def sampled(self) -> Stage:
-        if self.steps is not None and self.steps <= SAMPLE_STEPS:
+        if self.steps is not None and self.steps <= self.sample_steps:
             return self
-        warmup = min(self.warmup_steps, SAMPLE_STEPS // 2)
-        return replace(self, steps=SAMPLE_STEPS, epochs=None, warmup_steps=warmup)
+        warmup = min(self.warmup_steps, self.sample_steps // 2)
+        return replace(self, steps=self.sample_steps, epochs=None, warmup_steps=warmup)
 
     def num_steps_for(self, num_rows: int) -> int | None:
         return self.num_steps(num_rows)

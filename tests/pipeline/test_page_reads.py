@@ -27,17 +27,15 @@ def images(num: int, with_nulls: bool) -> list[bytes | None]:
     return made
 
 
-SCHEMA = pa.schema(
-    [("id", pa.string()), heavy("image", pa.binary()), heavy("vector", pa.list_(pa.float32(), 2))]
-)
-
-
+@pytest.mark.parametrize("is_image", [False, True])
 @pytest.mark.parametrize("with_nulls", [False, True])
-def test_every_value_of_a_shard(tmp_path: Path, with_nulls: bool) -> None:
+def test_every_value_of_a_shard(tmp_path: Path, with_nulls: bool, is_image: bool) -> None:
     store, data = Store(str(tmp_path)), images(150, with_nulls)
+    vector = heavy("vector", pa.list_(pa.float32(), 2))
+    schema = pa.schema([("id", pa.string()), heavy("image", pa.binary(), is_image=is_image), vector])
     rows = {"id": [f"r{n}" for n in range(150)], "image": data, "vector": [[n, 1.0] for n in range(150)]}
     shard = write_shard(
-        store, "s-01234567/000000.parquet", [pa.table(rows, SCHEMA)], SCHEMA, row_group_rows=100
+        store, "s-01234567/000000.parquet", [pa.table(rows, schema)], schema, row_group_rows=100
     )
     table = open_rows(store, "s-01234567", [Receipt(index=0, shard=shard, bytes=0, rows_in=150)])
     reader = HeavyReader()

@@ -14,9 +14,9 @@ from helpers import CHAIN, left
 from look_at import PAGES, picture
 from toys import payload
 
-from vlpipe.pipeline.change.export import pictured
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.records.receipts import read_receipt, receipt_numbers, write_receipt
+from vlpipe.pipeline.parquet.image_files import as_read, as_stored
 from vlpipe.pipeline.storage.store import Store
 
 PROFILES = CHAIN + "profiles:\n  small: {scale: {by: 7}}\n  other: {scale: {by: 8}}\n"
@@ -228,8 +228,9 @@ def test_pictures_are_seen_as_pictures(tmp_path: Path) -> None:
     assert [one["bytes"] for one in stored["image"][:]] == [picture(n) for n in numbers]
     said = export(runs, "scored", tmp_path / "no", "--pictures", "width", code=1)[-1]
     assert said.startswith("--pictures: there is no column 'width' of bytes")
-    rows = pictured(pa.table({"image": pa.array([b"x", None], pa.binary())}), ["image"])
+    rows = as_stored(pa.table({"image": pa.array([b"x", None], pa.binary())}), ["image"])
     assert rows["image"].to_pylist() == [{"bytes": b"x", "path": None}, None]
+    assert as_read(rows).equals(rows)  # a user's own struct
 
 
 def test_columns_are_chosen_in_order_heavy_ones_alone_too(tmp_path: Path) -> None:

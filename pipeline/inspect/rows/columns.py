@@ -19,7 +19,7 @@ from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.inspect.rows.cache import ByteCache
 from vlpipe.pipeline.inspect.rows.table import RowTable
 from vlpipe.pipeline.parquet.file import Parquet
-from vlpipe.pipeline.shard import is_list
+from vlpipe.pipeline.parquet.references import is_list
 
 MAX_NAMES = 2_000  # distinct values of a text column that is held as codes
 LIST_ENTRIES = ("list", "element", "item")  # what Parquet puts between the names of a list and of its fields

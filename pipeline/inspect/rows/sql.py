@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.rows.table import RowTable
+from vlpipe.pipeline.parquet.image_files import stored_images
 from vlpipe.pipeline.storage.store import Store
 
 NAME = "rows"
@@ -53,20 +55,29 @@ def query(table: RowTable, sql: str, max_rows: int) -> tuple[pa.Table, bool]:
 def _view(table: RowTable, sql: str, light: Sequence[str]) -> tuple[str, list[str]]:
     """Returns the SELECT of the view, and the files that it reads."""
     words = set(re.findall(r"\w+", sql.lower()))
-    own = _columns(table)
-    select, joins, paths = [f"l.{_name(f)}" for f in table.light.names], [], list(light)
-    for n, column in enumerate(table.heavy):
-        if column.lower() not in words:
-            continue
-        holders = dict.fromkeys(shard.holder(column).path for shard in table.shards if shard.num_rows)
-        if column in own:
-            select.append(f"l.{_name(column)}")
-            continue
+    wanted = [column for column in table.heavy if column.lower() in words]
+    own = _columns(table) & set(wanted)
+    select = [f"l.{_name(f)}" for f in [*table.light.names, *(c for c in wanted if c in own)]]
+    joins, paths = [], list(light)
+    for n, column in enumerate(c for c in wanted if c not in own):
+        holders = [*dict.fromkeys(shard.holder(column).path for shard in table.shards if shard.num_rows)]
         select.append(f"h{n}.{_name(column)}")
-        joins.append(f"JOIN {_files(table.store, [*holders])} h{n} ON h{n}.id = l.id")
+        joins.append(f"JOIN {_rows(table, holders, ['id', column])} h{n} ON h{n}.id = l.id")
         paths += holders
-    text = f"SELECT {', '.join(select)} FROM {_files(table.store, light)} l {' '.join(joins)}"
-    return text, [*dict.fromkeys(paths)]
+    rows = _rows(table, light, [*table.light.names, *sorted(own)])
+    return f"SELECT {', '.join(select)} FROM {rows} l {' '.join(joins)}", [*dict.fromkeys(paths)]
+
+
+def _rows(table: RowTable, paths: Sequence[str], columns: Sequence[str]) -> str:
+    """Returns a SELECT of columns of files, in parentheses: image files as bytes, whether stored as bytes or structs."""
+    alike: dict[str, list[str]] = {}
+    for path in paths:
+        heavy = set(columns) & set(table.heavy)
+        images = set(stored_images(pq.read_schema(table.store.path(path)))) if heavy else set()
+        select = [f"{_name(c)}.bytes AS {_name(c)}" if c in images else _name(c) for c in columns]
+        alike.setdefault(", ".join(select), []).append(path)
+    selects = [f"SELECT {select} FROM {_files(table.store, files)}" for select, files in alike.items()]
+    return f"({' UNION ALL '.join(selects)})"
 
 
 def _columns(table: RowTable) -> set[str]:

@@ -17,6 +17,8 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.lists.folder import read_inside
 
+MASK = heavy("mask", pa.binary(), is_image=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Masks(MapStage):
@@ -31,7 +33,7 @@ class Masks(MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "downstream.dense.masks", id=pa.string(), url=pa.string())
-        return with_field(inp, heavy("mask", pa.binary()))
+        return with_field(inp, MASK)
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -48,6 +50,6 @@ class Masks(MapStage):
                 except RowFault as fault:
                     rejects.append(Reject(id_, "fault", fault.why, fault.detail))
             column = pa.array(found, pa.binary())
-            return Out(without(table, rejects).append_column(heavy("mask", pa.binary()), column), rejects)
+            return Out(without(table, rejects).append_column(MASK, column), rejects)
 
         yield work

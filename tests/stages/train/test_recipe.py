@@ -168,3 +168,7 @@ def test_a_sample_trains_a_few_steps() -> None:
     assert (whole.num_steps_for(14_000_000), few.num_steps_for(14_000_000)) == (97_222, 20)
     short = train(epochs=None, steps=10, warmup_steps=1)
     assert short.sampled() is short
+    more = train(sample_steps=300).sampled()
+    assert isinstance(more, Train)
+    assert (more.steps, more.warmup_steps) == (300, 150)
+    assert "sample_steps must be at least 1" in str(train(sample_steps=0).preflight())
