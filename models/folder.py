@@ -56,7 +56,7 @@ def load(source: str | Path, /, use: str | None = None, **changes: Any) -> Any:
     values. Raises ValueError if the class is unknown or another than `use`, and for weights missing or left over.
     """
     if Path(source).is_file():
-        return _class_for_file(source, use).load(source, **changes)
+        return find(use or "blip:Blip", BELOW).load(source, **changes)
     folder = local_folder(source, FILES)
     if (folder / OPEN_CLIP).is_file() and not (folder / "config.json").is_file():
         cls = _class_by_format("open_clip", {}, folder)
@@ -137,12 +137,6 @@ def _class_by_format(form: str | None, config: Mapping[str, Any], folder: Path) 
             f"model: nothing here reads {folder}, of {kind}; known: {', '.join(sorted(readers))}"
         )
     return readers[wanted]
-
-
-def _class_for_file(source: str | Path, use: str | None) -> Any:
-    if use is None:
-        return find("blip:Blip", BELOW)
-    return find(use, BELOW)
 
 
 def _shipped() -> list[type[Model]]:

@@ -22,7 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from vlpipe.models.tokenization import bpe, wordpiece
-from vlpipe.models.tokenization.special import FILES, read_roles
+from vlpipe.models.tokenization.special import ADDED, FILES, added_tokens, read_roles
 from vlpipe.models.tokenization.wordpiece import DEC, ENC, SPECIAL
 from vlpipe.models.weights.hub import local_folder
 
@@ -120,18 +120,33 @@ class Tokenizer:
         """Returns the tokenizer in a folder, or in one on the hub, in itself or in its `tokenizer/`.
 
         Read are `vocab.txt` (WordPiece), `tokenizer.json` (any kind), or `vocab.json` with `merges.txt` (CLIP's and GPT-2's
-        BPE); special tokens and case from `tokenizer_config.json`. Raises ValueError if none is there or one is unusable.
+        BPE); special tokens and case from `tokenizer_config.json`. Where tokens were added to `vocab.txt`, `tokenizer.json`
+        is read, which has them. Raises ValueError if none is there or one is unusable.
         """
         names = [f"{sub}{name}" for sub in ("tokenizer/", "") for name in VOCABULARIES]
-        beside = [f"{sub}{name}" for sub in ("tokenizer/", "") for name in (MERGES, *FILES)]
+        beside = [f"{sub}{name}" for sub in ("tokenizer/", "") for name in (MERGES, ADDED, *FILES)]
         folder = local_folder(folder_or_hub_id, [*names, *beside])
         found = [folder / name for name in names if (folder / name).is_file()]
         if not found:
             raise ValueError(f"tokenizer: the folder {folder} has none of the files {', '.join(names)}")
         path = found[0]
+        if path.name == "tokenizer.json":
+            return cls._from_json(path)
         if path.name == "vocab.txt":
-            return cls.from_vocab(path, cased=_keeps_case(path.parent))
-        return cls._from_json(path) if path.name == "tokenizer.json" else cls._from_two_files(path)
+            made = cls.from_vocab(path, cased=_keeps_case(path.parent))
+        else:
+            made = cls._from_two_files(path)
+        added = added_tokens(path.parent)
+        strange = [token for token, number in added.items() if token != made._token(number)]
+        if not strange:
+            return made
+        whole = path.with_name("tokenizer.json")
+        if whole.is_file():
+            return cls._from_json(whole)
+        raise ValueError(
+            f"tokenizer: {path.parent} adds {strange[0]!r} to the tokens of {path.name} as number {added[strange[0]]}, but "
+            "has no tokenizer.json, which says where it stands; save it with a fast tokenizer of transformers"
+        )
 
     @staticmethod
     def is_in(folder: str | Path) -> bool:
@@ -149,9 +164,9 @@ class Tokenizer:
         fast.no_padding()
         fast.no_truncation()
         vocabulary = fast.get_vocab(with_added_tokens=True)
-        if isinstance(fast.model, models.WordPiece) and set(BERT_ROLES.values()) - {DEC, ENC} <= set(
-            vocabulary
-        ):
+        added = {token.content for token in fast.get_added_tokens_decoder().values()}
+        is_bert = isinstance(fast.model, models.WordPiece) and {*SPECIAL} - {DEC, ENC} <= set(vocabulary)
+        if is_bert and added <= {*SPECIAL}:  # others are found in a text before it is split into words
             tokens = sorted(vocabulary, key=vocabulary.__getitem__)
             if sorted(vocabulary.values()) != list(range(len(tokens))):
                 raise ValueError(f"tokenizer: the token ids in {path} must be 0, 1, 2, ... without gaps")
@@ -195,6 +210,9 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    def _token(self, number: int) -> str | None:
+        return self.tokens[number] if 0 <= number < len(self.tokens) else None
 
     def _id(self, role: str, what: str) -> int:
         if role not in self._ids:

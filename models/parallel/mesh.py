@@ -99,12 +99,14 @@ def bytes_per_parameter(stage: int, shard: int, *, half: bool) -> tuple[float, f
     """Returns the bytes of weights, gradients and AdamW's moments that a worker holds per trained parameter: (most, least).
 
     most: between the forward and the backward pass of a step, or of its last micro-batch; least: between steps. half: with
-    weights and gradients of the forward pass in 2 bytes, float32 master weights, and gradients of the optimiser step in
-    float32. Activations, buffers of exchanges and scalars are apart.
+    weights and gradients of the forward pass in 2 bytes and float32 master weights; these are the sums of the paper (16,
+    4 + 12/N, 2 + 14/N, 16/N). Stage 3 has no weights of 2 bytes between forward passes, and gradients of 4 instead; in
+    stages 1 and 2 gradients get 4 bytes for the optimiser step, when the gathered weights are gone: 16/N. Activations,
+    buffers of exchanges and scalars are apart.
     """
     whole = 2 if half else 4
     if stage == 0:
         return 16.0, 12.0
     kept = 12 / shard  # master weights and two moments
-    most = {1: 2 * whole + kept, 2: whole + kept + 4 / shard, 3: kept + 4 / shard}
+    most = {1: 2 * whole + kept, 2: whole + kept + whole / shard, 3: kept + 4 / shard}
     return most[stage], kept

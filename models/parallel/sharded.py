@@ -26,7 +26,8 @@ class Sharded:
     """Calls a net that it has divided, in place, among workers; mesh: ("shard",), or ("data", "shard") with replicas.
 
     Layers (see `units_of`) are gathered one by one, everything else with the net. Scalars and the parameters in `whole`
-    stay whole on all workers. dtype: of the gathered weights and the exchanged gradients; None: as they are.
+    stay whole on all workers. dtype: of the gathered weights and the exchanged gradients; None: as they are. In stage 2 a
+    worker's part of the gradient is kept in it, too, until `finish`.
     """
 
     def __init__(
@@ -53,6 +54,14 @@ class Sharded:
                 fully_shard(layer, **how)
                 _gather_in_all_passes(layer)
         fully_shard(net, **how)
+        self.kept_in_half: list[Tensor] = []
+        if stage == 2 and dtype is not None:
+            self.kept_in_half = [p for p in net.parameters() if p not in named and p.requires_grad]
+            halve = partial(_cast_gradient, dtype=dtype)
+            for p in self.kept_in_half:
+                # FSDP2 makes them in the type of the weights' parts, 4 bytes, layer by layer
+                p.grad_dtype = None  # any
+                p.register_post_accumulate_grad_hook(halve)
         for p in self.whole:
             p.data = p.data.to(mesh.device_type)
 
@@ -75,14 +84,22 @@ class Sharded:
             self.net.set_reshard_after_backward(last)
 
     def finish(self) -> None:
-        """Averages the gradients of whole parameters over workers; called after the last backward pass of a step.
+        """Averages the gradients of whole parameters over workers, and gives the others the type of their weights; called
+        after the last backward pass of a step.
 
         All workers must have a gradient of the same ones.
         """
+        for p in self.kept_in_half:
+            if p.grad is not None:
+                _cast_gradient(p, p.dtype)
         for p in self.whole:
             if p.grad is not None:
                 dist.all_reduce(p.grad, group=self.group)
                 p.grad /= dist.get_world_size(self.group)
+
+
+def _cast_gradient(p: Tensor, dtype: torch.dtype) -> None:
+    p.grad = _grad(p).to(dtype)
 
 
 def _gather_in_all_passes(layer: Any) -> None:

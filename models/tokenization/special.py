@@ -28,6 +28,7 @@ USUAL = {
     "enc": ("[ENC]",),
 }
 FILES = ("tokenizer_config.json", "special_tokens_map.json")
+ADDED = "added_tokens.json"
 
 
 def read_roles(folder: Path, vocabulary: Collection[str]) -> dict[str, str]:
@@ -54,6 +55,20 @@ def read_roles(folder: Path, vocabulary: Collection[str]) -> dict[str, str]:
                 f"none of {', '.join(USUAL[role])}"
             )
     return {"pad": roles["sep"], **roles}
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Returns token -> id of the tokens that transformers keeps beside a vocabulary file: those of `added_tokens.json`, and
+    `added_tokens_decoder` in `tokenizer_config.json`."""
+    found: dict[str, int] = {}
+    if (folder / ADDED).is_file():
+        found |= json.loads((folder / ADDED).read_text(encoding="utf-8"))
+    if (folder / FILES[0]).is_file():
+        listed = json.loads((folder / FILES[0]).read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+        found |= {
+            token: int(number) for number, value in listed.items() if (token := _text(value)) is not None
+        }
+    return found
 
 
 def _text(value: Any) -> str | None:

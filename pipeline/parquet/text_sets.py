@@ -228,12 +228,12 @@ def _digests_of(kind: str, column: pa.Array | pa.ChunkedArray) -> Digests:
     return np.frombuffer(b"".join(hashed(kind, value) for value in values), DIGEST)
 
 
-def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
-    """Returns the first `width` bytes of each sha256 in a column of hex texts, (num_rows,).
+def from_hex(column: pa.ChunkedArray) -> Digests:
+    """Returns the sha256 of each hex text of a column, (num_rows,).
 
     Raises ValueError if a cell is null or not 64 hex digits.
     """
-    parts = [np.empty(0, f"S{width}")]
+    parts = [np.empty(0, DIGEST)]
     for chunk in column.chunks:
         starts, lengths, data = _bytes_of(chunk)
         if (lengths != 64).any():
@@ -241,7 +241,7 @@ def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
         raw = np.frombuffer(bytes.fromhex(data[: 64 * len(starts)].tobytes().decode("ascii")), np.uint8)
         if len(raw) != 32 * len(starts):  # `fromhex` skips spaces
             raise ValueError("a hash does not have 64 hexadecimal digits")
-        parts.append(np.ascontiguousarray(raw.reshape(-1, 32)[:, :width]).view(f"S{width}").ravel())
+        parts.append(raw.view(DIGEST))
     return np.concatenate(parts)
 
 

@@ -40,8 +40,8 @@ def unsealed(data: bytes) -> dict[str, Any]:
     return value
 
 
-def write_sealed(store: Store, rel: str, value: Mapping[str, Any], *, sync_folder: bool = True) -> None:
-    store.write_bytes(rel, sealed(value), sync_folder=sync_folder)
+def write_sealed(store: Store, rel: str, value: Mapping[str, Any]) -> None:
+    store.write_bytes(rel, sealed(value))
 
 
 def read_sealed(store: Store, rel: str) -> dict[str, Any]:

@@ -70,6 +70,13 @@ def text_lines(path: Path | str, encoding: str = "utf-8") -> Iterator[tuple[str,
             yield where, line
 
 
+def lines_of(text: str) -> list[str]:
+    """Returns the lines of a text without their ends, LF, CR LF or CR. `str.splitlines` also cuts at U+2028, U+0085, form
+    feeds and others, which belong to a line."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def text_file(path: Path | str, encoding: str = "utf-8") -> IO[str]:
     """Opens a text file without its byte-order mark. Raises VlpipeError; reading raises UnicodeDecodeError."""
     handle = open(path, "rb")  # noqa: SIM115  # the caller closes it

@@ -6,16 +6,18 @@ https://arxiv.org/abs/1808.02559.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import File
+from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.clips.spans import CutsSpans, SpansByVideo
 from vlpipe.stages.lists.folder import wanted
 from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.list import text_of
+from vlpipe.stages.lists.readers import read_rows
 
 COLUMNS = ("video_id", "sentence")
 WHOLE = (0.0, 1.0)  # stands for the times, which are those of the clip in its film on YouTube
@@ -72,16 +74,11 @@ class MsrVtt(CutsSpans):
 
 def _of_table(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if lacking := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-            have = ", ".join(rows.fieldnames or ())
-            raise VlpipeError(f"{path} has no column {', '.join(lacking)}; it has {have}")
-        for row in rows:
-            video, sentence = ((row[name] or "").strip() for name in COLUMNS)
-            if not video or not sentence:
-                raise VlpipeError(
-                    f"{path}, line {rows.line_num}: wanted a video_id and a sentence, got {shown(row)}"
-                )
-            found.setdefault(video, []).append(sentence)
+    for where, row in read_rows(path, {name: name for name in COLUMNS}):
+        if isinstance(row, BadLine):
+            raise row
+        video, sentence = (text_of(row[name], where).strip() for name in COLUMNS)
+        if not video or not sentence:
+            raise VlpipeError(f"{where}: wanted a video_id and a sentence, got {shown(dict(row))}")
+        found.setdefault(video, []).append(sentence)
     return found

@@ -52,7 +52,7 @@ class ClassFolders(FolderSource):
         if links := sorted(e.name for e in entries if e.is_symlink()):
             raise VlpipeError(
                 f"images: {root}: {links[0]!r} is a link to a folder, whose content is not part of the key; put the folder "
-                "itself there, or links to its files"
+                "itself there"
             )
         names = sorted(e.name for e in entries)
         unknown = [name for name in names if self.classes and name not in self.classes]

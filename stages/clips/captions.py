@@ -42,12 +42,15 @@ def pick_track(
 
     Other tracks of the video repeat the same speech. The first source of `sources` that has such cues is chosen, then the
     language with the most cues (ties: by name).
-    lang: accept languages with this prefix ("en" matches en-GB), and cues without a language; "": any.
+    lang: accept this language with any region ("en" matches en-GB, but "fi" not "fil"), and cues without a language; "":
+    any.
     """
+    start = f"{lang.lower().replace('_', '-')}-"
 
     def fits(cue: Mapping[str, Any]) -> bool:
         own = cue["lang"]
-        return cue["source"] in sources and (not own or not lang or own.lower().startswith(lang.lower()))
+        speaks = not own or not lang or f"{own.lower().replace('_', '-')}-".startswith(start)
+        return cue["source"] in sources and speaks
 
     num = Counter((cue["source"], cue["lang"]) for cue in cues if fits(cue))
     if not num:

@@ -74,6 +74,7 @@ class Pairing(MapStage):
     """
 
     NAME: ClassVar[str] = "clips.pairing:Pairing"
+    VERSION: ClassVar[int] = 2  # 2: `lang` is a whole part of a language
     FAN_OUT: ClassVar[bool] = True
     ADDED: ClassVar[frozenset[str]] = frozenset({"windows"})
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean, shown
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
@@ -24,6 +24,7 @@ from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
 
 READS = {f.name: f.type for f in FILE_FIELDS} | {"id": pa.string(), "video_id": pa.string()}
 Span = tuple[float, float, list[str]]
+NO_NUMBER = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none")  # as programs write that there is none
 TRANSCRIPT = pa.field("transcript", pa.string())
 SpansByVideo = dict[str, dict[tuple[float, float], list[str]]]
 
@@ -118,12 +119,14 @@ class SpanClips(CutsSpans):
 
     spans: the list, .parquet, .csv or .tsv. by: the column, in the list and in the video rows, that says to which video a
     span belongs: `video` (path) or `video_id`. start, end, text: columns of the list with times in seconds and with a string
-    or a list of strings. Rows with the same span form one clip with several texts; rows without text, or without
+    or a list of strings. Rows with the same span form one clip with several texts; rows without video or text, or without
     0 <= start < end, are ignored. The list of YouCook2 that HowTo100M's authors use: by: video_id, start: start, end: end,
-    text: text; the published annotations: `annotated.youcook2`.
+    text: text; the published annotations: `annotated.youcook2`. Raises VlpipeError for a time that is no number, and for a
+    text that is none.
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
+    VERSION: ClassVar[int] = 2  # 2: videos and texts of a csv that are digits alone are kept as written
     ADDED: ClassVar[frozenset[str]] = frozenset({"windows", "transcript"})
 
     spans: File
@@ -138,15 +141,50 @@ class SpanClips(CutsSpans):
     def spans_by_video(self) -> SpansByVideo:
         names = {name: getattr(self, name) for name in ("by", "start", "end", "text")}
         found: SpansByVideo = {}
-        for video, start_s, end_s, value in zip(*_columns(self.spans.path, names), strict=True):
-            texts = [t for t in ([value] if isinstance(value, str) else value or ()) if t and t.strip()]
-            if start_s is not None and end_s is not None and 0 <= start_s < end_s and texts:
-                found.setdefault(str(video), {}).setdefault((float(start_s), float(end_s)), []).extend(texts)
+        rows = zip(*_columns(self.spans.path, names), strict=True)
+        for number, (name, start, end, value) in enumerate(rows, 1):
+            where = f"clips.spans: {self.spans.path} row {number}"
+            video, start_s, end_s = _name(name), *(_seconds(time, where) for time in (start, end))
+            texts = _texts(value, where)
+            if video and texts and 0 <= start_s < end_s:
+                found.setdefault(video, {}).setdefault((start_s, end_s), []).extend(texts)
         return found
 
 
+def _name(value: Any) -> str:
+    """Returns a video as text: numbers as in the rows of videos, which pandas writes as floats where a value is missing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return "" if value is None or value != value else str(value)
+
+
+def _seconds(value: Any, where: str) -> float:
+    """Returns a time; nan if there is none. Raises VlpipeError if it is not a number."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in NO_NUMBER):
+        return math.nan
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise VlpipeError(f"{where}: wanted a time in seconds, got {shown(value)}") from error
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """Returns the texts of a string or a list of strings, without blank ones. Raises VlpipeError for other values."""
+    values = value if isinstance(value, list) else [value]
+    if bad := [one for one in values if one is not None and not isinstance(one, str)]:
+        raise VlpipeError(f"{where}: wanted a text or a list of texts, got {shown(bad[0])}")
+    return [one for one in values if one and one.strip()]
+
+
 def _columns(path: str, names: Mapping[str, str]) -> list[list[Any]]:
-    """Returns the values of the columns. names: parameter -> column. SchemaError if a column is missing."""
+    """Returns the values of the columns, of a csv or tsv as text. names: parameter -> column.
+
+    Raises SchemaError if a column is missing, or is there twice.
+    """
     try:
         if path.endswith(".parquet"):
             table = pq.read_table(path)
@@ -154,7 +192,9 @@ def _columns(path: str, names: Mapping[str, str]) -> list[list[Any]]:
             options = pyarrow.csv.ParseOptions(
                 delimiter="\t" if path.endswith(".tsv") else ",", newlines_in_values=True
             )
-            table = pyarrow.csv.read_csv(path, parse_options=options)
+            # else 007 becomes 7, and a column of numbers is no text
+            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names.values(), pa.string()))
+            table = pyarrow.csv.read_csv(path, parse_options=options, convert_options=as_text)
     except (OSError, pa.ArrowInvalid) as error:
         raise VlpipeError(f"clips.spans: {path} cannot be read as .parquet, .csv or .tsv: {error}") from error
     for parameter, name in names.items():
@@ -163,6 +203,8 @@ def _columns(path: str, names: Mapping[str, str]) -> list[list[Any]]:
                 f"clips.spans: {path} has no column {name!r}{did_you_mean(name, table.column_names)} "
                 f"(`{parameter}` names a column of the list)"
             )
+        if (num := table.column_names.count(name)) > 1:
+            raise SchemaError(f"clips.spans: {path} has the column {name!r} {num} times; wanted one")
     return [table[name].to_pylist() for name in names.values()]
 
 

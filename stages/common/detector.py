@@ -17,6 +17,7 @@ from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.layouts import load_public
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.text_lines import lines_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -116,7 +117,7 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
             f"detector: there is no file {path}; it must contain the names of the model's {num} classes or attributes, "
             "one per line"
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = lines_of(path.read_text(encoding="utf-8-sig"))
     names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
     if len(names) != num:
         raise VlpipeError(

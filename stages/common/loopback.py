@@ -95,3 +95,10 @@ def inside(root: str, relative: str) -> str | None:
             return path  # the usual case, faster: `realpath` also stats every parent folder of `root`
     path = os.path.realpath(os.path.join(root, *names))
     return path if path.startswith(os.path.join(os.path.realpath(root), "")) else None
+
+
+def leads_out(path: str, parameter: str) -> str:
+    """Returns the error text for a path that `inside` refuses. parameter: the one that gives the folder."""
+    text = f"the path {path!r} leads out of the folder given by `{parameter}`"
+    is_plain = not path.startswith("/") and "\x00" not in path and ".." not in path.split("/")
+    return f"{text}, by a symbolic link: put the file itself there" if is_plain else text

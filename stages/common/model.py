@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,16 +99,10 @@ class Loaded:
         return value
 
 
-class MakesModel(Protocol):
-    """A stage whose artifacts are a model, and which can say which without running."""
-
-    def stand_in(self, stages: Mapping[str, Stage]) -> Any: ...
-
-
 def model_of_step(weights: Weights | None, stages: Mapping[str, Stage]) -> Any:
     """Returns the model that the step of `weights` makes, without weights; None if it is not known before the run.
 
-    stages: step name -> stage.
+    Such a stage has a method `stand_in(stages)` that returns it. stages: step name -> stage.
     """
     maker: Any = stages.get(weights.step or "") if weights is not None else None
     return maker.stand_in(stages) if hasattr(maker, "stand_in") else None

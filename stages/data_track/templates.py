@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.storage.text_lines import lines_of
 
 SHIPPED = Path(__file__).with_name("templates.yaml")
 
@@ -36,7 +37,7 @@ def read_templates(path: str) -> Sequence[str]:
     Raises VlpipeError, naming file and line, for one without {}, and for a file without templates or that is no text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = lines_of(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise VlpipeError(f"template_file: {path} cannot be read as text ({error})") from error
     found = []

@@ -38,38 +38,64 @@ class Segment:
         )
 
 
-def draw_film(rng: np.random.Generator, num_segments: int, two_things: float) -> list[Segment]:
+def draw_film(
+    rng: np.random.Generator,
+    num_segments: int,
+    two_things: float,
+    length_s: tuple[float, float] = LENGTH_S,
+) -> list[Segment]:
     """Returns consecutive segments, whose first objects differ in shape or colour from one segment to the next.
 
-    Durations are drawn from LENGTH_S and rounded to 0.1 s. two_things: probability of a second object in a segment.
+    Durations are drawn from `length_s` and rounded to 0.1 s. two_things: probability of a second object in a segment.
     """
     segments: list[Segment] = []
     start_s = 0.0
     while len(segments) < num_segments:
-        length_s = round(float(rng.uniform(*LENGTH_S)), 1)
+        long_s = round(float(rng.uniform(*length_s)), 1)
         motion = str(rng.choice(MOTIONS))
         things = _things(rng, motion, 2 if rng.random() < two_things else 1)
         before = segments[-1].scene.things[0] if segments else None
         if before and (before.shape, before.colour) == (things[0].shape, things[0].colour):
             continue
         scene = Scene(things, str(rng.choice(list(GROUNDS))))
-        segments.append(Segment(round(start_s, 1), round(start_s + length_s, 1), scene, motion))
-        start_s += length_s
+        segments.append(Segment(round(start_s, 1), round(start_s + long_s, 1), scene, motion))
+        start_s += long_s
     return segments
+
+
+def same_objects(rng: np.random.Generator, segments: Sequence[Segment]) -> list[Segment]:
+    """Returns the segments with the objects and the ground of the first one; no motion comes again before all have come."""
+    first = segments[0].scene
+    found: list[Segment] = []
+    left: list[str] = []
+    for segment in segments:
+        left = left or [str(one) for one in rng.permutation(MOTIONS)]
+        motion = left.pop()
+        looks = [(one.shape, one.colour, one.size, rng.uniform(*SIZES[one.size])) for one in first.things]
+        scene = Scene(_placed(motion, looks, rng.permutation([NEAR, FAR])), first.ground)
+        found.append(replace(segment, scene=scene, motion=motion))
+    return found
 
 
 def _things(rng: np.random.Generator, motion: str, num: int) -> tuple[Thing, ...]:
     shapes, colours = rng.permutation(SHAPES), rng.permutation(list(COLOURS))
-    lanes = rng.permutation([NEAR, FAR])  # so that the first object does not move over the second
-    size = str(rng.choice(list(SIZES)))
-    centre = (float(lanes[0]),) * 2 if motion not in WAYS else _start(motion, float(lanes[0]))
-    things = [
-        moved(_thing(str(shapes[0]), str(colours[0]), size, centre, rng.uniform(*SIZES[size])), motion, 0)
+    lanes = rng.permutation([NEAR, FAR])
+    sizes = [str(rng.choice(list(SIZES))), "small"][:num]
+    looks = [
+        (str(s), str(c), z, rng.uniform(*SIZES[z])) for s, c, z in zip(shapes, colours, sizes, strict=False)
     ]
-    if num == 2:
-        other = (0.5, float(lanes[1])) if motion in ("right", "left") else (float(lanes[1]), 0.5)
-        things.append(_thing(str(shapes[1]), str(colours[1]), "small", other, rng.uniform(*SIZES["small"])))
-    return tuple(things)
+    return _placed(motion, looks, lanes)
+
+
+def _placed(
+    motion: str, looks: Sequence[tuple[str, str, str, float]], lanes: npt.NDArray[np.float64]
+) -> tuple[Thing, ...]:
+    """Returns the objects of (shape, colour, size, radius): the first in its own lane, so that it does not move over the
+    second."""
+    centre = (float(lanes[0]),) * 2 if motion not in WAYS else _start(motion, float(lanes[0]))
+    other = (0.5, float(lanes[1])) if motion in ("right", "left") else (float(lanes[1]), 0.5)
+    things = [_thing(*look[:3], at, look[3]) for look, at in zip(looks, (centre, other), strict=False)]
+    return (moved(things[0], motion, 0), *things[1:])
 
 
 def _start(motion: str, lane: float) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.demo import broken
-from vlpipe.stages.demo.film import Segment, draw_film, pictures
+from vlpipe.stages.demo.film import LENGTH_S, Segment, draw_film, pictures, same_objects
 from vlpipe.stages.demo.speech import Utterance, draw_speech
 from vlpipe.stages.demo.video_captions import captions, questions
 from vlpipe.stages.demo.video_files import CODINGS, Coding, overlapping_srt, rolling_vtt, write_film
@@ -100,11 +100,13 @@ class VideoWorld(GatherStage):
     Each of TABLES is a Parquet file. videos, seen and said are the ground truth, for evaluation stages only; captions (of
     segments) and questions are data that a user would provide. A film has segments of 3 to 6 s, at 10 frames per second.
     num_segments: the least and the most of a film. about_other: fraction of utterances that are not about what is visible;
-    silent: fraction of segments without an utterance; corrupt: fraction of files that cannot be decoded.
+    silent: fraction of segments without an utterance; corrupt: fraction of files that cannot be decoded. length_s: the least
+    and the most of a segment, in place of 3 and 6 s. same_objects: all segments of a film show the same objects on the same
+    ground, and differ in what the first object does.
     """
 
     ROWS_ARE: ClassVar[str] = "none"
-    ADDED: ClassVar[frozenset[str]] = frozenset({"num_segments", "lag_s"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"num_segments", "lag_s", "length_s", "same_objects"})
 
     seed: int = 0
     num_train: Annotated[int, Field(ge=1)] = 60
@@ -117,6 +119,8 @@ class VideoWorld(GatherStage):
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, drawn from -1 s to this
     num_segments: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = NUM_SEGMENTS
     lag_s: Annotated[float, Field(ge=-1)] | None = None  # the same for all films
+    length_s: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = LENGTH_S
+    same_objects: bool = False
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 
@@ -124,8 +128,12 @@ class VideoWorld(GatherStage):
         return pa.schema([])
 
     def preflight(self) -> list[str]:
-        least, most = self.num_segments
-        return [f"num_segments: wanted [least, most], got [{least}, {most}]"] if least > most else []
+        given = {"num_segments": self.num_segments, "length_s": self.length_s}
+        return [
+            f"{name}: wanted [least, most], got [{least}, {most}]"
+            for name, (least, most) in given.items()
+            if least > most
+        ]
 
     def run(self, job: Job) -> None:
         folder = Path(job.artifacts)
@@ -151,7 +159,10 @@ class VideoWorld(GatherStage):
         kind = str(rng.choice(SUBTITLES))
         drawn_s = round(float(rng.uniform(-1, self.max_lag_s)), 2)
         lag_s = drawn_s if self.lag_s is None else self.lag_s
-        segments = draw_film(rng, int(rng.integers(*self.num_segments, endpoint=True)), self.two_things)
+        num = int(rng.integers(*self.num_segments, endpoint=True))
+        segments = draw_film(rng, num, self.two_things, self.length_s)
+        if self.same_objects:
+            segments = same_objects(rng, segments)
         return Film(
             split=split,
             name=base64.urlsafe_b64encode(hashlib.sha256(repr(seed).encode()).digest())[:11].decode(),

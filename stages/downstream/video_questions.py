@@ -17,19 +17,17 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.common.batches import with_texts, without
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.lists.folder import wanted
-from vlpipe.stages.lists.json_values import load_json, number_or_name, whole_number
-from vlpipe.stages.lists.list import list_files, text_of
-from vlpipe.stages.lists.readers import read_rows
+from vlpipe.stages.lists.json_values import load_json, number_or_name
+from vlpipe.stages.lists.published.tvqa import read_tvqa
 from vlpipe.stages.lists.vqa import normalised
 from vlpipe.stages.loading.makers.downstream.asked_answer import SAID
 from vlpipe.stages.loading.makers.downstream.choices import CHOICES
 
-NUM_CHOICES = 5  # of TVQA
-Questions = dict[str, list[dict[str, Any]]]  # video -> entries of the column, each with a `question`
+Key = tuple[str, tuple[float, float] | None]  # video, and start and end in seconds of a span of it
+Questions = dict[Key, list[dict[str, Any]]]  # entries of the column, each with a `question`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,10 @@ class AsksVideos(MapStage):
         """Returns the questions of each video. Raises VlpipeError with the place of what is wrong."""
         raise NotImplementedError
 
+    def keys(self, table: pa.Table) -> list[Key]:
+        """Returns what the questions of each row are found by."""
+        return [(video_of(url), None) for url in table["url"].to_pylist()]
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "downstream.video_questions", id=pa.string(), url=pa.string(), texts=TEXTS)
         return with_field(inp, self.MORE)
@@ -60,15 +62,15 @@ class AsksVideos(MapStage):
         known = self.by_video()
 
         def work(table: pa.Table) -> Out:
-            names = [video_of(url) for url in table["url"].to_pylist()]
+            keys = self.keys(table)
             ids = table["id"].to_pylist()
             rejects = [
-                Reject(id_, "filtered", "no_question", name)
-                for id_, name in zip(ids, names, strict=True)
-                if name not in known
+                Reject(id_, "filtered", "no_question", said(key))
+                for id_, key in zip(ids, keys, strict=True)
+                if key not in known
             ]
             kept = without(table, rejects)
-            asked = [known[name] for name in names if name in known]
+            asked = [known[key] for key in keys if key in known]
             texts = [
                 [text(q, "human") for q in dict.fromkeys(one["question"] for one in several)]
                 for several in asked
@@ -79,6 +81,12 @@ class AsksVideos(MapStage):
         yield work
 
 
+def said(key: Key) -> str:
+    """Returns a video, and its span if there is one, in words."""
+    video, span = key
+    return video if span is None else f"{video}, {span[0]:g} to {span[1]:g} s"
+
+
 def video_of(url: str) -> str:
     """Returns the name of a video: the last part of its path, without the ending."""
     return os.path.splitext(url.rsplit("/", 1)[-1])[0]
@@ -86,45 +94,44 @@ def video_of(url: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TvqaQuestions(AsksVideos):
-    """TVQA's JSON lines {qid, q, a0, ..., a4, answer_idx, vid_name}: five answers each in `choices` (CHOICES).
+    """TVQA's JSON lines {qid, q, a0, ..., a4, answer_idx, vid_name, ts}: five answers each in `choices` (CHOICES).
 
-    A line without answer_idx, as in the test set, has a null label. The times `ts` of the answer are not read.
+    A line without answer_idx, as in the test set, has a null label. localised: a question is put to the rows whose `start_s`
+    and `end_s` are its times `ts` (`annotated.tvqa:Tvqa` cuts such clips), in place of all of its video.
     """
 
     NAME: ClassVar[str] = "downstream.video_questions:TvqaQuestions"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"localised"})
     MORE: ClassVar[pa.Field] = pa.field("choices", CHOICES)
 
+    localised: bool = False
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        if self.localised:
+            need(inp, "downstream.video_questions", start_s=pa.float64(), end_s=pa.float64())
+        return super().schema(inp)
+
     def by_video(self) -> Questions:
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        names = ("qid", "q", "vid_name", *(f"a{k}" for k in range(NUM_CHOICES)))
-        for file in list_files(self.questions.path, (".jsonl", ".json")):
-            for where, line in read_rows(file, {name: name for name in (*names, "answer_idx")}):
-                if isinstance(line, BadLine):
-                    raise line
-                said = {name: text_of(line[name], where).strip() for name in names}
-                if empty := [name for name, value in said.items() if not value]:
-                    raise VlpipeError(f"{where}: {empty[0]!r} is empty")
-                label = _label(line["answer_idx"], where)
-                one = {
-                    "question": said["q"],
-                    "choices": [said[f"a{k}"] for k in range(NUM_CHOICES)],
-                    "label": label,
-                    "name": said["qid"],
-                    "task": "answer",
-                }
-                found.setdefault(said["vid_name"], {}).setdefault(said["q"], one)
-        return {video: list(asked.values()) for video, asked in found.items()}
+        found: dict[Key, dict[str, dict[str, Any]]] = {}
+        for line in read_tvqa(self.questions):
+            span = line.span() if self.localised else None
+            if self.localised and span is None:
+                continue
+            one = {
+                "question": line.question,
+                "choices": line.choices,
+                "label": line.label,
+                "name": line.name,
+                "task": "answer",
+            }
+            found.setdefault((line.video, span), {}).setdefault(line.question, one)
+        return {key: list(asked.values()) for key, asked in found.items()}
 
-
-def _label(given: Any, where: str) -> int | None:
-    if given is None:
-        return None
-    label = whole_number({"answer_idx": given}, "answer_idx", where)
-    if not 0 <= label < NUM_CHOICES:
-        raise VlpipeError(
-            f"{where}: answer_idx is {given!r}, wanted a whole number from 0 to {NUM_CHOICES - 1}"
-        )
-    return label
+    def keys(self, table: pa.Table) -> list[Key]:
+        if not self.localised:
+            return super().keys(table)
+        spans = zip(table["start_s"].to_pylist(), table["end_s"].to_pylist(), strict=True)
+        return [(video, span) for (video, _), span in zip(super().keys(table), spans, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +160,6 @@ class MsrvttQuestions(AsksVideos):
             if not question or not answer:
                 raise VlpipeError(f"{where}: wanted a question and an answer that are not empty")
             video = self.file_name.format(id=number_or_name(one, "video_id", where))
-            said = {"question": question, "answer": answer, "score": 1.0}
-            found.setdefault(video, {}).setdefault(question, said)
-        return {video: list(asked.values()) for video, asked in found.items()}
+            one_said = {"question": question, "answer": answer, "score": 1.0}
+            found.setdefault(video, {}).setdefault(question, one_said)
+        return {(video, None): list(asked.values()) for video, asked in found.items()}

@@ -43,7 +43,8 @@ def caption_scores(
     references: the human captions of each image.
 
     CIDEr: Vedantam et al., 2015, https://arxiv.org/abs/1411.5726. It weights n-grams by inverse document frequency,
-    so with a single image every weight is 0. Raises VlpipeError for fewer than two images or without pycocoevalcap.
+    so with a single image every weight is 0. Raises VlpipeError for fewer than two images, if no reference has a word, or
+    without pycocoevalcap.
     """
     if len(captions) < 2:
         raise VlpipeError(
@@ -56,6 +57,10 @@ def caption_scores(
         raise VlpipeError(f"caption scores need pycocoevalcap: {PIP_LINE} ({error})") from error
     found = {row: [ptb_like(caption)] for row, caption in enumerate(captions)}
     wanted = {row: [ptb_like(r) for r in several] for row, several in enumerate(references)}
+    if not any(any(several) for several in wanted.values()):
+        raise VlpipeError(
+            f"no reference has a word, such as {references[0][0]!r}; CIDEr has nothing to compare with"
+        )
     cider, each = Cider().compute_score(wanted, found)
     bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
     return {"cider": float(cider), "bleu@4": float(bleu[3])}, np.asarray(each, np.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -66,34 +65,27 @@ class MaskedAccuracy(GatherStage):
         import torch
 
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import build_makers, build_views
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model)
-        recipe = Recipe(
-            objectives=[],
-            streams=self.streams,
-            views=self.corrupt,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle_window=4 * self.batch_size,
-        )
-        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
-        if unknown := [name for name in self.corrupt if name not in makers]:
+        reads = loaded.model.streams()
+        if unknown := [name for name in self.corrupt if name not in reads]:
             raise VlpipeError(
-                f"corrupt: the model reads no stream {unknown[0]!r}; it reads {', '.join(makers)}"
-            )
-        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers, build_views(recipe, makers))
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"evaluate.masked: {loader.samples_per_epoch} samples do not fill a batch of {self.batch_size}"
+                f"corrupt: the model reads no stream {unknown[0]!r}; it reads {', '.join(reads)}"
             )
         groups = {name: ids_of(words, loaded.tokenizer) for name, words in self.words.items()}
         tally = Tally()
-        with loader.batches(0, device=loaded.device) as batches, torch.no_grad():
-            for batch in islice(batches, num_batches):
+        made = held_out_batches(
+            job,
+            loaded,
+            "evaluate.masked",
+            batch_size=self.batch_size,
+            streams=self.streams,
+            views=self.corrupt,
+            seed=self.seed,
+        )
+        with made as batches, torch.no_grad():
+            for batch in batches:
                 for stream in self.corrupt:
                     for partner, out in self.seen(loaded.model, batch, stream):
                         for name, guess, truth in predictions(out, stream, groups):

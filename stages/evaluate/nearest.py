@@ -1,4 +1,8 @@
-"""The nearest texts of each image and images of each text, in memory for those alone: never all similarities at once."""
+"""The nearest texts of each image and images of each text, in memory for those alone: never all similarities at once.
+
+Right answers come after wrong ones that score the same. In any other order, a model whose embeddings are all equal would be
+credited with what the order of the rows happens to give.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy.typing as npt
 
 Scores = npt.NDArray[np.float32]
 Order = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 BLOCK_VALUES = 1 << 26  # similarities at a time: 256 MB
 
 
@@ -20,19 +25,21 @@ class Nearest:
     order: Order
     scores: Scores
 
-    def reranked(self, more: Scores) -> Order:
-        """Returns the candidates sorted by similarity + `more` (Q, k), highest first; ties keep their order."""
-        again = np.argsort(-(self.scores + more), axis=1, kind="stable")
+    def reranked(self, more: Scores, right: Flags | None = None) -> Order:
+        """Returns the candidates sorted by similarity + `more` (Q, k), highest first. Ties: those that are not `right`
+        (Q, k) first, then in their order; NaN last."""
+        again = _sorted(-(self.scores + more), right)
         return np.take_along_axis(self.order, again, axis=1)
 
 
 def both_ways(
-    images: Scores, texts: Scores, k: int, block_values: int = BLOCK_VALUES
+    images: Scores, texts: Scores, k: int, owner: Order, block_values: int = BLOCK_VALUES
 ) -> tuple[Nearest, Nearest]:
     """Returns the k nearest texts of each image (I, D), and the k nearest images of each text (T, D), by dot product.
 
     Images with several vectors, (I, Q, D), are as similar to a text as the nearest of these. Fewer than k where there are
-    fewer. Ties: the lower index first. Memory: k similarities per query and one block.
+    fewer. owner (T,): of the image that each text belongs to. Ties: the texts and images that do not belong together first,
+    then the lower index. Memory: k similarities per query and one block.
     """
     num_parts = 1 if images.ndim == 2 else images.shape[1]
     size = max(1, block_values // (num_parts * len(texts)))
@@ -41,33 +48,42 @@ def both_ways(
     for start in range(0, len(images), size):
         sims = images[start : start + size] @ texts.T
         sims = sims if images.ndim == 2 else sims.max(axis=1)
-        found = best(sims, k)
+        own = owner[None] == np.arange(start, start + len(sims))[:, None]
+        found = best(sims, k, own)
         orders.append(found.order)
         scores.append(found.scores)
-        new = best(sims.T, k)
-        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k)
+        new = best(sims.T, k, own.T)
+        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k, owner)
     return Nearest(np.concatenate(orders), np.concatenate(scores)), of_texts
 
 
-def best(scores: Scores, k: int) -> Nearest:
-    """Returns the k highest of each row of (Q, N), highest first; ties: the lower index first."""
-    order = np.stack([_best(-row, k) for row in scores])
+def best(scores: Scores, k: int, right: Flags | None = None) -> Nearest:
+    """Returns the k highest of each row of (Q, N), highest first. Ties: those that are not `right` (Q, N) first, then the
+    lower index; NaN last."""
+    order = np.stack([_best(-row, k, None if right is None else right[n]) for n, row in enumerate(scores)])
     return Nearest(order, np.take_along_axis(scores, order, axis=1))
 
 
-def _best(distances: Scores, k: int) -> Order:
-    """Returns the indices of the k lowest of (N,), lowest first; ties: the lower index first; NaN last."""
+def _best(distances: Scores, k: int, right: Flags | None) -> Order:
+    """Returns the indices of the k lowest of (N,), in the order of `best`."""
     near = np.arange(len(distances))
     if k < len(distances) and (limit := np.partition(distances, k - 1)[k - 1]) == limit:
         near = np.flatnonzero(distances <= limit)  # the others need no sorting
-    return near[np.argsort(distances[near], kind="stable")[:k]]
+    return near[_sorted(distances[near], None if right is None else right[near])[:k]]
 
 
-def _merged(before: Nearest, new: Nearest, k: int) -> Nearest:
-    """Returns the k highest of both. Indices in `before` are lower than all in `new`, so it wins ties."""
+def _sorted(distances: Scores, right: Flags | None) -> Order:
+    """Returns the order of the last axis, lowest first; ties: those that are not `right` first, then the lower index."""
+    if right is None:
+        return np.argsort(distances, axis=-1, kind="stable")
+    return np.lexsort((right, distances), axis=-1)
+
+
+def _merged(before: Nearest, new: Nearest, k: int, owner: Order) -> Nearest:
+    """Returns the k highest of both for each text. Indices in `before` are lower than all in `new`."""
     scores = np.concatenate([before.scores, new.scores], axis=1)
-    keep = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     order = np.concatenate([before.order, new.order], axis=1)
+    keep = _sorted(-scores, order == owner[:, None])[:, :k]
     return Nearest(np.take_along_axis(order, keep, axis=1), np.take_along_axis(scores, keep, axis=1))
 
 

@@ -40,7 +40,7 @@ class Retrieval(RunsModel, GatherStage):
     """Emits RESULTS: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
     `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
-    caption. Ties are ranked by row, then by caption order. An image may have several captions. Of a model that embeds an
+    caption. Ties count as wrong. An image may have several captions. Of a model that embeds an
     image several times (BLIP-2), the nearest embedding counts.
     Artifact `items.parquet` (columns: ITEMS): whether each query is a hit (0 or 1), for `evaluate.compare`. The item of an
     image is its row id, that of its caption k (from 0) is `ID#k`.
@@ -50,7 +50,7 @@ class Retrieval(RunsModel, GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
-    VERSION: ClassVar[int] = 2  # 2: items.parquet
+    VERSION: ClassVar[int] = 3  # 2: items.parquet; 3: ties count as wrong
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
@@ -95,13 +95,15 @@ class Retrieval(RunsModel, GatherStage):
         texts = [text for _, several in rows for text in several]
         owner = np.repeat(np.arange(len(rows)), [len(several) for _, several in rows])  # (T,)
         of_images, of_texts = both_ways(
-            image_feats, self._text_feats(texts, model), max(self.k_test, *RECALL_AT)
+            image_feats, self._text_feats(texts, model), max(self.k_test, *RECALL_AT), owner
         )
         found = hits("itc_", of_images.order, of_texts.order, owner)
         if self.k_test:
             pairs = self._match(job, model, texts, Candidates(of_images, of_texts))
-            texts_again = of_images.reranked(pairs.logits_of_images)
-            found |= hits("", texts_again, of_texts.reranked(pairs.logits_of_texts), owner)
+            own_texts = owner[of_images.order] == np.arange(len(rows))[:, None]
+            texts_again = of_images.reranked(pairs.logits_of_images, own_texts)
+            images_again = of_texts.reranked(pairs.logits_of_texts, of_texts.order == owner[:, None])
+            found |= hits("", texts_again, images_again, owner)
         ids = [id_ for id_, _ in rows]
         of_queries = {
             "tr": [(id_, id_) for id_ in ids],

@@ -27,6 +27,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import ShardWriter, need, with_field
 from vlpipe.pipeline.stage import GatherStage, Job, MapStage, Work
+from vlpipe.pipeline.storage.text_lines import lines_of
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.common.texts import FlatTexts
@@ -128,7 +129,7 @@ def read_entries(path: str) -> list[str]:
     """Returns the unique entries in file order. Raises VlpipeError if the file is malformed or has none."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        lines = json.loads(text) if path.endswith(".json") else text.splitlines()
+        lines = json.loads(text) if path.endswith(".json") else lines_of(text)
     except (ValueError, RecursionError) as error:
         raise VlpipeError(f"filter.balance: the entries in {path} cannot be read: {error}") from error
     if not (isinstance(lines, list) and all(isinstance(line, str) for line in lines)):

@@ -103,12 +103,13 @@ def _csv_folder(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
 
 
 def _table(name: str, data: bytes) -> Captions | RowFault:
-    """Returns the captions in a CSV with a header, or a RowFault (bad_captions) if it is broken or lacks a column.
+    """Returns the captions in a CSV with a header, or a RowFault (bad_captions) if it is broken, such as by a quotation mark
+    that is left open, or lacks a column.
 
     name: of the file, for the detail. Other columns (such as pandas' index) are ignored.
     """
     try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         return RowFault("bad_captions", f"{name} cannot be read: {error}")
     header = rows[0] if rows else []

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job
@@ -48,29 +46,21 @@ class CodeAccuracy(GatherStage):
         from vlpipe.models.interface.image_capabilities import HasImageCodes
         from vlpipe.models.interface.outputs import Outputs
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import build_makers, build_views
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model, needs=[FillsCodes, HasImageCodes])
-        recipe = Recipe(
-            objectives=[],
+        right, truth = 0, Counter[int]()
+        made = held_out_batches(
+            job,
+            loaded,
+            "image_codes.accuracy",
+            batch_size=self.batch_size,
             streams=self.streams,
             views={VIEW: self.mask},
-            batch_size=self.batch_size,
             seed=self.seed,
-            shuffle_window=4 * self.batch_size,
         )
-        makers = build_makers(recipe, loaded.model, None)
-        loader = Loader(job.inputs, recipe, None, makers, build_views(recipe, makers))
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"image_codes.accuracy: {loader.samples_per_epoch} images do not fill a batch of {self.batch_size}"
-            )
-        right, truth = 0, Counter[int]()
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        with made as batches, torch.inference_mode():
+            for batch in batches:
                 out = Outputs(loaded.model, batch, grad=False).view(VIEW)
                 hidden = out.stream("image").target["masked"]
                 codes = out.image_codes[hidden]

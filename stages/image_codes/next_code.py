@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
@@ -55,29 +53,21 @@ class NextCodeAccuracy(GatherStage):
         from vlpipe.models.interface.code_capabilities import PredictsNextCodes
         from vlpipe.models.interface.outputs import Outputs
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import build_makers
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model, needs=[PredictsNextCodes])
-        recipe = Recipe(
-            objectives=[],
-            texts="images",
-            streams=self.streams,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle_window=4 * self.batch_size,
-        )
-        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
-        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers, {})
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"image_codes.next_code: {loader.samples_per_epoch} images do not fill a batch of {self.batch_size}"
-            )
         right, copied, nats, truth = 0, 0, 0.0, Counter[int]()
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        made = held_out_batches(
+            job,
+            loaded,
+            "image_codes.next_code",
+            batch_size=self.batch_size,
+            streams=self.streams,
+            texts="images",
+            seed=self.seed,
+        )
+        with made as batches, torch.inference_mode():
+            for batch in batches:
                 out = Outputs(loaded.model, batch, grad=False)
                 if self.shuffled:
                     own = torch.arange(len(batch), device=batch.same.device)

@@ -7,7 +7,7 @@ annotations: [{image_id, category_id, bbox: [x, y, width, height]}]}.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -30,7 +30,8 @@ class CocoObjects(FolderSource):
 
     instances: JSON files (instances_val2014.json); an annotation may have `attributes`, a list of strings. captions: JSON in
     a form that `lists.coco` reads; the rows are then its images, with these texts, else those of `instances`, without texts.
-    An image of it is found by the last part of its name. split: of Karpathy's JSON. images: the folder of the file names.
+    An image of it is found by its name, else by the last part of its name. split: of Karpathy's JSON. images: the folder of
+    the file names. Crowds (`iscrowd`: 1), whose boxes are around many objects, are left out.
     """
 
     instances: tuple[ListFile, ...]
@@ -39,7 +40,7 @@ class CocoObjects(FolderSource):
     source: str = "coco"
 
     NAME: ClassVar[str] = "lists.coco_objects:CocoObjects"
-    VERSION: ClassVar[int] = FolderSource.VERSION
+    VERSION: ClassVar[int] = FolderSource.VERSION + 1  # crowds are left out
     MORE: ClassVar[tuple[pa.Field, ...]] = (pa.field("objects", OBJECTS),)
 
     def preflight(self) -> list[str]:
@@ -56,16 +57,33 @@ class CocoObjects(FolderSource):
             listed = [Captioned(name, []) for name in known]
         else:
             listed = list(read_captions(self.captions.path, "file_name", self.split))
-            known = {PurePosixPath(name).name: objects for name, objects in known.items()}
-        names = [name if self.captions is None else PurePosixPath(name).name for name, _ in listed]
-        if missing := [name for name in names if name not in known]:
-            raise VlpipeError(
-                f"{len(missing)} images of `captions` are in none of the files of `instances`, such as {shown(missing[0])}"
-            )
-        left = iter(names)
+        left = iter(_matched([name for name, _ in listed], known))
         for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
             column = pa.array([known[next(left)] for _ in range(table.num_rows)], OBJECTS)
             yield table.append_column(self.MORE[0], column)
+
+
+def _matched(names: Sequence[str], known: Collection[str]) -> list[str]:
+    """Returns for each name the one in `known` that is equal, else the one that ends in the same part. Raises VlpipeError
+    for names that have none, or several."""
+    ending: dict[str, list[str]] = {}
+    for one in known:
+        ending.setdefault(PurePosixPath(one).name, []).append(one)
+    found: list[str] = []
+    missing: list[str] = []
+    for name in names:
+        meant = [name] if name in known else ending.get(PurePosixPath(name).name, [])
+        if len(meant) > 1:
+            raise VlpipeError(
+                f"{shown(name)} of `captions` may be {shown(meant[0])} or {shown(meant[1])} of `instances`; wanted the same "
+                "name in both"
+            )
+        (found if meant else missing).append(meant[0] if meant else name)
+    if missing:
+        raise VlpipeError(
+            f"{len(missing)} images of `captions` are in none of the files of `instances`, such as {shown(missing[0])}"
+        )
+    return found
 
 
 def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
@@ -73,9 +91,12 @@ def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
     content = load_json(path)
     labels: dict[str, str] = {}
     for number, one in enumerate(wanted(content, "categories", list, path)):
-        labels[str(one.get("id") if isinstance(one, dict) else None)] = wanted(
-            one, "name", str, f"{path}: categories[{number}]"
-        )
+        where = f"{path}: categories[{number}]"
+        label = wanted(one, "name", str, where)
+        if labels.setdefault(str(one.get("id")), label) != label:
+            raise VlpipeError(
+                f"{where}: {shown(label)} has the id {one.get('id')}, as {shown(labels[str(one.get('id'))])} has"
+            )
     names: dict[str, str] = {}
     for number, one in enumerate(wanted(content, "images", list, path)):
         where = f"{path}: images[{number}]"
@@ -95,6 +116,8 @@ def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
                 f"{where}: wanted the ids of an entry of `images` and of `categories`, got image_id "
                 f"{shown(one.get('image_id'))} and category_id {shown(one.get('category_id'))}"
             )
+        if one.get("iscrowd"):
+            continue
         objects[image].append(
             {
                 "box": [x, y, x + width, y + height],
@@ -107,8 +130,11 @@ def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
 
 def _box(annotation: Any, where: str) -> list[float]:
     box = wanted(annotation, "bbox", list, where)
-    if len(box) != 4 or not all(type(value) in (int, float) and math.isfinite(value) for value in box):
-        raise VlpipeError(f"{where}: bbox must be four numbers, x, y, width and height, got {shown(box)}")
+    good = len(box) == 4 and all(type(value) in (int, float) and math.isfinite(value) for value in box)
+    if not good or min(box[2:]) < 0:
+        raise VlpipeError(
+            f"{where}: bbox must be four numbers, x, y, width and height, the last two not negative, got {shown(box)}"
+        )
     return [float(value) for value in box]
 
 

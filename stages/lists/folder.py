@@ -17,7 +17,7 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
-from vlpipe.stages.common.loopback import inside
+from vlpipe.stages.common.loopback import inside, leads_out
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds
 from vlpipe.stages.images.check import Rules
@@ -115,7 +115,7 @@ def read_inside(root: str, name: str) -> bytes:
     """Returns the bytes of the file `name` below the folder `root`. Raises RowFault: bad_path (not below it), no_file."""
     path = inside(root, name) if not name.startswith("/") else None
     if path is None:
-        raise RowFault("bad_path", f"the path {name!r} leads out of the folder given by `images`")
+        raise RowFault("bad_path", leads_out(name, "images"))
     if not os.path.isfile(path):
         raise RowFault("no_file", f"there is no file {name!r} in the folder given by `images`")
     with open(path, "rb", buffering=0) as handle:  # read at once: a buffer would only add a copy

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job
@@ -45,35 +43,30 @@ class TaskFigures(GatherStage):
 
         from vlpipe.models.interface.objective import Term
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import Net, build_makers, build_objectives, build_views
-        from vlpipe.stages.train.loader import Loader
+        from vlpipe.stages.held_out.batches import held_out_batches
+        from vlpipe.stages.train.build import Net, build_objectives
         from vlpipe.stages.train.recipe import Recipe
 
         loaded = load(self.model)
-        recipe = Recipe(
-            objectives=self.objectives,
-            streams=self.streams,
-            views=self.views,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle_window=4 * self.batch_size,
-        )
-        makers = build_makers(recipe, loaded.model, None)
-        net = Net(loaded.model, build_objectives(recipe)).eval()
-        loader = Loader(job.inputs, recipe, None, makers, build_views(recipe, makers))
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"pretext.figures: {loader.samples_per_epoch} rows do not fill a batch of {self.batch_size}"
-            )
+        net = Net(loaded.model, build_objectives(Recipe(objectives=self.objectives, views=self.views))).eval()
+        num = 0
         totals: dict[str, float] = defaultdict(float)
         counts: dict[str, float] = defaultdict(float)
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        made = held_out_batches(
+            job,
+            loaded,
+            "pretext.figures",
+            batch_size=self.batch_size,
+            streams=self.streams,
+            views=self.views,
+            seed=self.seed,
+        )
+        with made as batches, torch.inference_mode():
+            for batch in batches:
+                num += self.batch_size
                 for name, value in net(batch).items():
                     term = value if isinstance(value, Term) else Term(value, 1.0)
                     totals[name] += float(term.total)
                     counts[name] += float(term.count)
-        num = num_batches * self.batch_size
         rows = [{"name": n, "value": totals[n] / max(counts[n], 1e-12), "num_rows": num} for n in totals]
         job.emit(pa.Table.from_pylist(rows, RESULTS))

@@ -25,10 +25,11 @@ class ImageRetrieval(ProbesImages):
 
     One input: each image is a query among all others. Several: the images of the last are queries among those of the others.
     The label may be a class, or the number of a picture of which there are several versions. Queries without another image
-    of their label are left out; num_rows: those that count. Equal cosines: the earlier image first.
+    of their label are left out; num_rows: those that count. Among equal cosines, images of another label come first.
     """
 
     NAME: ClassVar[str] = "probing.image_retrieval:ImageRetrieval"
+    VERSION: ClassVar[int] = 2  # 2: ties count as wrong
 
     def run(self, job: Job) -> None:
         from vlpipe.stages.common.model import load
@@ -55,7 +56,8 @@ def judged(
     wanted = np.where(names[at] == queries.labels, counts[at] - alone, 0)  # R of each query
     deepest = int(min(max(*RECALL_AT, wanted.max()) + alone, len(known)))
     totals = dict.fromkeys([*(f"i2i@{k}" for k in RECALL_AT), "i2i_map@r", "i2i_r_precision"], 0.0)
-    for start, near in neighbours(queries.features, known.features, deepest, block_values):
+    labels = (queries.labels, known.labels)
+    for start, near in neighbours(queries.features, known.features, deepest, block_values, labels):
         order = near.order
         if alone:
             own = order == np.arange(start, start + len(order))[:, None]

@@ -58,13 +58,23 @@ class NearestNeighbours(ProbesImages):
 
 
 def neighbours(
-    queries: Features, known: Features, k: int, block_values: int = BLOCK_VALUES
+    queries: Features,
+    known: Features,
+    k: int,
+    block_values: int = BLOCK_VALUES,
+    labels: tuple[Labels, Labels] | None = None,
 ) -> Iterator[tuple[int, Nearest]]:
-    """Yields (number of the first, the k nearest of `known` (N, D) by cosine) of a block of queries (Q, D) at a time."""
+    """Yields (number of the first, the k nearest of `known` (N, D) by cosine) of a block of queries (Q, D) at a time.
+
+    labels: of the queries and of `known`; among equal cosines, those of the query's own label then come last, else the
+    earlier first.
+    """
     unit = _unit(known)
     size = max(1, block_values // len(known))
     for start in range(0, len(queries), size):
-        yield start, best(_unit(queries[start : start + size]) @ unit.T, k)
+        part = slice(start, start + size)
+        own = None if labels is None else labels[0][part, None] == labels[1][None]
+        yield start, best(_unit(queries[part]) @ unit.T, k, own)
 
 
 def _unit(features: Features) -> Features:

@@ -18,15 +18,15 @@ GAP_S = 0.5  # after a longer pause, no words are carried over
 UNREADABLE_S = 0.05  # a text that is shown for so short a time was not meant to be read
 
 
-def is_rolling(shown: Sequence[Shown], gap_s: float = GAP_S) -> bool:
+def is_rolling(shown: Sequence[Shown]) -> bool:
     """Returns whether, as in roll-up captions, at least 3/4 of the texts start with the last words of the text before them.
 
-    Only texts at most `gap_s` after the one before count; if none does, the result is False. A text that is shown again
+    Only texts at most GAP_S after the one before count; if none does, the result is False. A text that is shown again
     unchanged counts as new, since words may be said twice, unless it is shown too shortly to be read (YouTube: 10 ms). A
     single common word at the end of one text and the start of the next ("very", "very good") does not count either way,
     unless the two overlap in time or it is the whole text of one of them.
     """
-    near = (_carries(a, b) for a, b in pairwise(shown) if b.start_s <= a.end_s + gap_s)
+    near = (_carries(a, b) for a, b in pairwise(shown) if b.start_s <= a.end_s + GAP_S)
     known = [carries for carries in near if carries is not None]
     return bool(known) and 4 * sum(known) >= 3 * len(known)
 
@@ -40,7 +40,7 @@ def _carries(before: Shown, now: Shown) -> bool | None:
     return None if num == 1 and not whole and now.start_s >= before.end_s else num > 0
 
 
-def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
+def merge(shown: Sequence[Shown]) -> list[Shown]:
     """Returns each text with its new words only, in order of start; texts without new words are dropped.
 
     shown: in order of start. Each text ends at the latest when the next one starts, unless both start together. The result
@@ -51,7 +51,7 @@ def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
     before: Shown | None = None
     for now in shown:
         carried: tuple[str, ...] = now.words[: len(now.words) - len(now.spoken)]
-        near = before is not None and now.start_s <= before.end_s + gap_s
+        near = before is not None and now.start_s <= before.end_s + GAP_S
         num = overlap(before.words, carried) if before is not None and near else 0
         before = now
         if num < len(now.words):

@@ -9,8 +9,6 @@ import encodings
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
@@ -87,16 +85,6 @@ def _track(answer: dict[str, Any]) -> Track:
         for start_s, end_s, text, words in answer["cues"]
     )
     return Track(found, answer["counts"])
-
-
-@contextmanager
-def subtitle_reader(timeout_s: float, memory_mb: int) -> Iterator[SubtitleReader]:
-    """Yields a `SubtitleReader` whose process ends with the block."""
-    one = SubtitleReader(timeout_s, memory_mb)
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 def _answer(about: dict[str, Any], data: bytes) -> dict[str, Any]:

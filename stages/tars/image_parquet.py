@@ -23,7 +23,8 @@ class ImageParquet(SampleFolder):
     """Rows of Parquet files with images. folder: of the files, or above their folders (`data/train-00000.parquet`).
 
     image, caption, url: names of columns; a caption is a text or a list of texts; url: None: the path in the image's struct,
-    else FILE/ROW. split: only files whose names begin with `SPLIT-`, as `datasets` names them; None: all.
+    else FILE/ROW. split: only files whose names begin with `SPLIT-`, as `datasets` names them; None: all. Files and folders
+    whose names begin with . or _ are left out.
     Codes: missing_image (null, or a path without bytes), bad_text, and those of `common.pixels`.
     """
 
@@ -57,7 +58,7 @@ class ImageParquet(SampleFolder):
         image, spoken = row.get(self.image), tuple[str, ...]()
         path = image.get("path") if isinstance(image, dict) else None
         url = row.get(self.url) if self.url is not None else path
-        where = (str(url or f"{part}/{number}"), part, number)
+        where = (f"{part}/{number}" if url is None or url == "" else str(url), part, number)
         try:
             spoken = caption(row[self.caption])
         except RowFault as fault:
@@ -66,9 +67,14 @@ class ImageParquet(SampleFolder):
 
     def _files(self) -> list[Path]:
         folder, start = Path(self.folder.path), "" if self.split is None else f"{self.split}-"
-        found = sorted(path for path in folder.rglob("*.parquet") if path.name.startswith(start))
+        every = sorted(
+            path
+            for path in folder.rglob("*.parquet")
+            if not any(name[0] in "._" for name in path.relative_to(folder).parts)
+        )
+        found = [path for path in every if path.name.startswith(start)]
         if not found:
-            names = {path.name.partition("-")[0] for path in folder.rglob("*-*.parquet")}
+            names = {path.name.partition("-")[0] for path in every if "-" in path.name}
             near = did_you_mean(self.split, names) if self.split else ""
             raise VlpipeError(f"the folder {folder} has no file {start}*.parquet{near}")
         return found
@@ -85,6 +91,8 @@ class ImageParquet(SampleFolder):
                 raise VlpipeError(
                     f"{path} has no column {name!r}{did_you_mean(name, schema.names)}; set {parameter!r}"
                 )
+            if (num := schema.names.count(name)) > 1:
+                raise VlpipeError(f"{path} has the column {name!r} {num} times; wanted one")
         kind = schema.field(self.image).type
         if pa.types.is_struct(kind):
             if kind.get_field_index("bytes") < 0:

@@ -21,7 +21,7 @@ from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
 from vlpipe.stages.tars.img2dataset_errors import typed
 from vlpipe.stages.tars.samples import Sample, SampleFolder, caption, files_in, image_column
-from vlpipe.stages.tars.webdataset import read_tar
+from vlpipe.stages.tars.webdataset import original, read_tar
 
 LIGHT = (
     "url",
@@ -145,8 +145,16 @@ def _sample(
             )
     except RowFault as found:
         fault = (found.why, found.detail)
-    original = (row.get(name) for name in ("sha256", "original_width", "original_height"))
-    return Sample(row["url"] or "", spoken, part, place, num_bytes, *fault, *original)
+    sha256, width, height = original(_whole(row))
+    return Sample(row["url"] or "", spoken, part, place, num_bytes, *fault, sha256, width, height)
+
+
+def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the row with whole numbers in place of such floats: pandas makes floats of a column with nulls."""
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in row.items()
+    }
 
 
 def _columns(path: Path, *, with_images: bool) -> list[str]:
@@ -157,6 +165,8 @@ def _columns(path: Path, *, with_images: bool) -> list[str]:
         raise VlpipeError(
             f"{path} is truncated, or not a Parquet file: {error}; remove the shard, or download it again"
         ) from error
+    if twice := [name for name in LIGHT if there.count(name) > 1]:
+        raise VlpipeError(f"{path} has the column {twice[0]!r} {there.count(twice[0])} times; wanted one")
     missing = [name for name in ("url", "key", "status") if name not in there]
     if missing:
         raise VlpipeError(

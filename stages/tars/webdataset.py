@@ -107,7 +107,7 @@ def read_tar(
             span and span.size,
             why.why or None,
             why.detail or None,
-            *_original(about),
+            *original(about),
         )
 
 
@@ -153,7 +153,7 @@ def _utf8(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _original(about: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+def original(about: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
     """Returns the values of ORIGINAL that img2dataset writes into KEY.json; None if a value is not of that form."""
     sha256 = about.get("sha256")
     is_sha256 = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)

@@ -30,6 +30,7 @@ class NarrationDocuments(MapStage):
     """
 
     NAME: ClassVar[str] = "text_tasks.documents:NarrationDocuments"
+    VERSION: ClassVar[int] = 2  # 2: `lang` is a whole part of a language
 
     sources: tuple[str, ...] = SOURCES
     lang: str = ""

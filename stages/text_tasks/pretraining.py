@@ -6,13 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
@@ -58,33 +56,26 @@ class Pretraining(GatherStage):
         from vlpipe.models.interface.capabilities import FillsWords, Matches
         from vlpipe.models.interface.outputs import Outputs
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import build_makers, build_views
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model, needs=[FillsWords, Matches])
-        recipe = Recipe(
-            objectives=[],
-            streams=self.streams,
-            views={
-                WORDS: [{"use": "mask_text:MaskText", "rate": self.rate, "split": [1, 0]}],
-                PAIRS: ["mismatch_second:MismatchSecond"],
-            },
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle_window=4 * self.batch_size,
-        )
-        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
-        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers, build_views(recipe, makers))
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"text_tasks.pretraining: {loader.samples_per_epoch} sentences do not fill a batch of {self.batch_size}"
-            )
+        views: dict[str, list[str | dict[str, Any]]] = {
+            WORDS: [{"use": "mask_text:MaskText", "rate": self.rate, "split": [1, 0]}],
+            PAIRS: ["mismatch_second:MismatchSecond"],
+        }
         nats, right, truth = 0.0, 0, Counter[int]()
         judged, labels = 0, Counter[int]()
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        made = held_out_batches(
+            job,
+            loaded,
+            "text_tasks.pretraining",
+            batch_size=self.batch_size,
+            streams=self.streams,
+            views=views,
+            seed=self.seed,
+        )
+        with made as batches, torch.inference_mode():
+            for batch in batches:
                 out = Outputs(loaded.model, batch, grad=False)
                 words = out.view(WORDS)
                 ids = words.stream("text").target["ids"]

@@ -79,8 +79,8 @@ class Optimisation:
     log_every: int = 50  # steps per loss row and progress line
     checkpoint_every: int = 500  # steps; a killed run repeats at most this many
     loader_threads: int = 2  # per worker
-    # steps under `vlpipe run --sample`, if the training has more. Their time is multiplied, so few are enough, unless a later
-    # step generates texts with the model: after a few steps it writes to the maximum length, which takes longer
+    # steps under `vlpipe run --sample`, if the training has more. Their time is multiplied, so few are enough, unless a
+    # later step generates texts with the model: after a few steps it writes to the maximum length, which takes longer
     sample_steps: int = 20
 
     @property

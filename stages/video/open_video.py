@@ -99,11 +99,11 @@ def video_file(root: str, video: str, num_bytes: int | None, *, opened: bool = F
 
 
 def _below(root: str, video: str) -> str:
-    from vlpipe.stages.common.loopback import inside
+    from vlpipe.stages.common.loopback import inside, leads_out
 
     path = None if video.startswith("/") else inside(root, video)
     if path is None:
-        raise RowFault("bad_path", f"the path {video!r} leads out of the folder given by `videos`")
+        raise RowFault("bad_path", leads_out(video, "videos"))
     return path
 
 

@@ -18,7 +18,7 @@ from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import SourceStage, Work
-from vlpipe.stages.common.loopback import inside
+from vlpipe.stages.common.loopback import inside, leads_out
 from vlpipe.stages.fetching.fetch_rows import FILTERED
 from vlpipe.stages.subtitles.cue import Cue, RawCue, Source
 from vlpipe.stages.subtitles.track import Merge, Track, track
@@ -152,12 +152,12 @@ class VideoSource(SourceStage):
             counts[f"kept_{fault.why}"] += 1
             return ()
 
-    def track_of(self, found: RawCue, name: str, lang: str | None = None) -> Track:
-        """Returns `subtitles.track` of a file's content, with the stage's `subtitle_source` and `rollup`.
+    def track_of(self, found: RawCue, name: str) -> Track:
+        """Returns `subtitles.track` of a file's content, with the stage's `subtitle_source`, `lang` and `rollup`.
 
-        lang: takes precedence over the stage's `lang`. Raises RowFault (no_cues).
+        Raises RowFault (no_cues).
         """
-        return track(found, name, source=self.subtitle_source, lang=lang or self.lang, rollup=self.rollup)
+        return track(found, name, source=self.subtitle_source, lang=self.lang, rollup=self.rollup)
 
 
 def within(cues: Sequence[Cue], duration_s: float | None, video: str, counts: Counter[str]) -> Sequence[Cue]:
@@ -220,7 +220,7 @@ def below(root: str, name: str) -> str:
     else:
         path = None if name.startswith("/") else inside(root, name)
     if path is None:
-        raise RowFault("bad_path", f"the path {name!r} leads out of the folder given by `videos`")
+        raise RowFault("bad_path", leads_out(name, "videos"))
     return path
 
 

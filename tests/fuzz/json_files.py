@@ -11,6 +11,7 @@ from kind import Kind, pieces
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.stages.annotated.msrvtt import MsrVtt
+from vlpipe.stages.annotated.tvqa import Tvqa
 from vlpipe.stages.annotated.youcook2 import YouCook2
 from vlpipe.stages.decontamination.json_sets import published
 from vlpipe.stages.howto100m.captions import read_captions as read_howto100m
@@ -66,6 +67,14 @@ MSRVTT = {
     "videos": [{"video_id": "video0", "split": "train"}],
     "sentences": [{"video_id": "video0", "caption": "a car", "sen_id": 0}],
 }
+TVQA = {
+    "qid": 1,
+    "q": "who?",
+    "vid_name": "abc",
+    "ts": "1.5-2",
+    "answer_idx": 0,
+    **{f"a{k}": f"{k}" for k in range(5)},
+}
 TDMREP = [
     {"location": "/a*b$", "tdm-reservation": 1},
     {"location": "*", "tdm-reservation": 0, "tdm-policy": "x"},
@@ -96,6 +105,7 @@ def read(data: bytes) -> None:
         lambda: list(read_instances(str(FILE))),
         lambda: YouCook2(annotations=File(path=str(FILE))).spans_by_video(),
         lambda: MsrVtt(annotations=File(path=str(FILE))).spans_by_video(),
+        lambda: Tvqa(questions=File(path=str(FILE))).spans_by_video(),
         lambda: list(read_regions(str(FILE), {"1": "VG_100K/1.jpg"})),
         lambda: read_paths(str(FILE)),
         lambda: list(read_tokens(str(FILE))),
@@ -119,7 +129,7 @@ KIND = Kind(
             dumped,
             (
                 *(COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP, CREPE, POPE, PAIR, INSTANCES),
-                *(YOUCOOK2, MSRVTT, REGIONS, IMAGES),
+                *(YOUCOOK2, MSRVTT, REGIONS, IMAGES, TVQA, [TVQA]),
             ),
         ),
         b"a.jpg#0\ta dog\nb.jpg#1\ta cat\n",

@@ -1,6 +1,6 @@
 """One of two ranks: each system's loss and gradients under FSDP2, and under torch.compile, against the plain module.
 
-Run as a script: RANK FOLDER [SYSTEM ...]. Prints a line per system and writes what differs to FOLDER/rank.txt.
+Run as a script by `tests.ranks`: FOLDER [SYSTEM ...]. Prints a line per system and writes what differs to FOLDER/rank.txt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.models.small_system import SmallSystem, small_systems
+from tests.ranks import join, leave
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
 from vlpipe.models.parallel.sharded import Sharded
@@ -79,18 +80,15 @@ def different(name: str, system: SmallSystem, rank: int) -> list[str]:
     return found
 
 
-def main(rank: int, folder: Path, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    found = []
+def main(folder: Path, names: list[str]) -> None:
+    rank, found = join(), []
     systems = small_systems()
     for name in names or systems:
         found += different(name, systems[name], rank)
         print(name, flush=True)
     (folder / f"{rank}.txt").write_text("\n".join(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])

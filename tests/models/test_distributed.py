@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from tests.ranks import join, leave, run
 from vlpipe.models import distributed
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
@@ -73,9 +72,8 @@ def test_two_ranks_are_one_process(make_blip: Any, make_batch: Any, tmp_path: Pa
     clear = [*islice((batch for batch in found if one_negative_stands_out(blip, batch)), 2)]
     assert len(clear) == 2, "of 400 batches less than two have negatives that stand out"
     torch.save(clear, tmp_path / "batches.pt")
-    ranks = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
+    run(tmp_path, 2, [__file__, tmp_path])
     one = two_steps(tmp_path, 0, 1)
-    assert [r.wait(timeout=120) for r in ranks] == [0, 0]
     for rank in range(2):
         two = torch.load(tmp_path / f"rank{rank}of2.pt")
         assert two.keys() == one.keys()
@@ -98,8 +96,6 @@ def test_one_process_without_a_group() -> None:
 
 
 if __name__ == "__main__":
-    shared, own_rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{shared}/meet", rank=own_rank, world_size=2)
+    shared, own_rank = Path(sys.argv[1]), join()
     torch.save(two_steps(shared, own_rank, 2), shared / f"rank{own_rank}of2.pt")
-    dist.destroy_process_group()
+    leave()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from tests.ranks import join, leave, run
 from vlpipe.models import distributed
 from vlpipe.models.blocks.mlp_head import MlpHead
 from vlpipe.models.siamese.norms import GlobalBatchNorm, replace_norms, split_norm
@@ -79,9 +78,8 @@ CASES = [((12, 5), True), ((12, 5, 3, 2), True), ((12, 5), False)]
 
 
 def test_two_ranks_have_the_statistics_of_all_rows(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
+    run(tmp_path, 2, [__file__, tmp_path])
     one = [normed(*case) for case in CASES]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     for rank in range(2):
         for wanted, found in zip(one, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             assert found.keys() == wanted.keys()
@@ -133,11 +131,11 @@ def test_the_small_stem_keeps_the_size() -> None:
     assert make()(x).shape == (2, 64) == (2, make().width_out)
 
 
-def main(folder: Path, rank: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+def main(folder: Path) -> None:
+    rank = join()
     torch.save([normed(*case) for case in CASES], folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -235,3 +235,37 @@ def test_a_text_that_is_cut_keeps_its_end_token_if_asked_to() -> None:
         item = Text(tokenizer=tokenizer, max_length=5, keep_end=keep_end)(None, TEXTS[0], None)
         assert len(item["data"]) == len(item["words"]) == 5
         assert (item["data"][-1] == tokenizer.end, item["words"][-1] == -1) == (keep_end, keep_end)
+
+
+def with_added(folder: Path, *, special: bool = False) -> BertTokenizer:
+    """BERT's tokenizer of transformers with two more tokens, saved into a folder."""
+    tokens = [*SPECIAL[:5], "a", "cat", "covid", "-", "19", "<", "image", ">"]
+    theirs = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)})
+    theirs.add_tokens(["covid-19", "<image>"], special_tokens=special)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize("has_vocabulary", [True, False])
+def test_tokens_that_were_added_are_those_of_transformers(tmp_path: Path, has_vocabulary: bool) -> None:
+    theirs = with_added(tmp_path)
+    if has_vocabulary:  # as older versions of transformers save it
+        (tmp_path / "vocab.txt").write_text("\n".join(theirs.convert_ids_to_tokens(range(13))) + "\n")
+        (tmp_path / "added_tokens.json").write_text(json.dumps(theirs.get_added_vocab()))
+    ours = Tokenizer.load(tmp_path)
+    for text in ("a covid-19 cat", "<image>", "a covid - 19"):
+        assert ours.ids(text) == theirs(text, add_special_tokens=False).input_ids, text
+    assert ours.end not in ours.ids("[SEP] a")
+    assert (ours.vocab_size, ours.pad, ours.start, ours.end) == (15, 0, 2, 3)
+    ours.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").ids("a covid-19 cat") == ours.ids("a covid-19 cat")
+
+
+def test_added_tokens_without_their_place_are_refused(tmp_path: Path) -> None:
+    bert = Tokenizer.train(TRAINING, 200)
+    bert.save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[DEC]": bert.dec, "[ENC]": bert.enc}))
+    assert Tokenizer.load(tmp_path).tokens == bert.tokens  # as BLIP's folder has them
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": bert.vocab_size}))
+    with pytest.raises(ValueError, match=r"adds '<image>' to the tokens of vocab\.txt as number \d+, but"):
+        Tokenizer.load(tmp_path)

@@ -3,7 +3,6 @@ script it is one rank."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
 
 from tests.models.narrated import narrated
+from tests.ranks import join, leave, run
 from vlpipe.models import distributed
 from vlpipe.models.interface.batch import IGNORE, Batch, Step, Stream
 from vlpipe.models.interface.objective import Term
@@ -217,9 +216,8 @@ def largest(found: dict[str, Tensor], key: str) -> float:
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     """Values and gradients to 1e-4 of themselves, or 1e-6 of the largest of their loss."""
-    ranks = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)]) for rank in (0, 1)]
+    run(tmp_path, 2, [__file__, tmp_path])
     wanted = {name: two_steps(name, 0, 1) for name in SYSTEMS}
-    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for name, one in wanted.items():
         losses = {key.split(":")[1] for key in one if not key.startswith("state")}
@@ -234,8 +232,6 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    folder, own_rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=own_rank, world_size=2)
+    folder, own_rank = Path(sys.argv[1]), join()
     torch.save({name: two_steps(name, own_rank, 2) for name in SYSTEMS}, folder / f"{own_rank}.pt")
-    dist.destroy_process_group()
+    leave()

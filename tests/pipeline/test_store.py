@@ -1,4 +1,4 @@
-"""Files under a root: listings, many reads at once, files that only one can create; what is nobody's stays."""
+"""Files under a root: listings, files that only one can create; what is nobody's stays."""
 
 import os
 import pickle
@@ -66,6 +66,9 @@ def test_a_request_each(s3: S3) -> None:  # noqa: F811
     assert list(store.sizes("step")) == store.list("step") == ["0", "1", "2"]
     assert store.list("step/_rejects") == []
     assert [method for method, _ in s3.requests] == ["GET"] * 3
+    s3.requests.clear()
+    assert store.read_bytes("step/1") == b"x"
+    assert [method for method, _ in s3.requests] == ["GET"]
 
 
 def test_a_store_that_ignores_conditions_is_refused(s3: S3) -> None:  # noqa: F811

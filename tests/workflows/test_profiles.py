@@ -27,6 +27,7 @@ PLANNED_BY_THEIR_OWN_TESTS = (
     ("howto100m_maxmargin", "paper"),
     ("univl", "paper"),
     ("cbt", "paper"),
+    *((name, "paper") for name in ("captioning", "dense", "texts", "video_qa", "video_subtitles")),
 )  # need weights, and videos or tasks
 CASES = [
     (str(path.relative_to(FOLDER)), profile)

@@ -16,6 +16,7 @@ from vlpipe.models import distributed
 from vlpipe.models.interface.objective import Objective, Scope, Term
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.interface.pretext_capabilities import EmbedsRows
+from vlpipe.models.objectives.images.first import first_alone
 
 EPSILON = 1e-7  # of the authors' code
 
@@ -72,7 +73,7 @@ class MemoryBank(Objective):
                 ]  # (B, 1 + K, E), a copy: the bank changes before the backward pass
                 scores = torch.einsum("bke,be->bk", others, feats[:, view]) / self.temp
                 total = total + (self._nce(scores, view) if self.kind == "nce" else _softmax(scores))
-                right = right + (scores.argmax(1) == 0).sum()
+                right = right + first_alone(scores, chosen[:, 1:] == rows[:, None]).sum()
         if self.training:
             self._follow(distributed.gather(feats), distributed.gather(rows))
         return {"memory_bank": Term(total, len(out)), "memory_bank_accuracy": Term(right / 2, len(out))}

@@ -14,6 +14,7 @@ from vlpipe.models import distributed
 from vlpipe.models.interface.image_capabilities import EmbedsQueries, PredictsViews
 from vlpipe.models.interface.objective import Objective, Scope, Term
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.objectives.images.first import first_alone
 from vlpipe.models.queue import Queue
 
 
@@ -63,7 +64,7 @@ class Moco(Objective):
             others = query @ queued.clone().t()  # the queue changes before the backward pass
             logits = torch.cat([own, others], dim=1) / self.temp
             total = F.cross_entropy(logits, logits.new_zeros(len(out), dtype=torch.long), reduction="sum")
-        right = (logits.argmax(1) == 0).sum().float()
+        right = first_alone(logits).sum().float()
         if self.training:
             self.queue.push([distributed.gather(key)], distributed.gather(out.batch.same))
         return {"moco": Term(total, len(out)), "moco_accuracy": Term(right, len(out))}

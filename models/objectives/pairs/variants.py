@@ -26,7 +26,7 @@ class ContrastVariants(Objective):
 
     Candidates are a sample's variants: its text and rewrites that say the same (positive), false rewrites (negative);
     and retrieved texts: its own (positive), and those of other pictures in the batch (negative). retrieved: False leaves the
-    latter out. `cmcl_accuracy`: how often the best of the variants is a positive. The paper gives no temperature.
+    latter out. `cmcl_accuracy`: how often the best of the variants is a positive alone. The paper gives no temperature.
     """
 
     LOSSES = ("cmcl",)
@@ -42,8 +42,10 @@ class ContrastVariants(Objective):
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         variants = out.stream("variants").extra
         scores, there, positive = out.variant_scores.float(), variants["there"], variants["positive"]
-        best = scores.masked_fill(~there, -torch.inf).argmax(1, keepdim=True)
-        right = positive.gather(1, best).sum().float()
+        true, false = (
+            scores.masked_fill(~which, -torch.inf).amax(1) for which in (positive & there, there & ~positive)
+        )
+        right = (true > false).sum().float()
         if self.retrieved:
             cosines, found = out.retrieved_cosines.float(), out.stream("retrieved").extra["there"]
             own = torch.eye(len(out), dtype=torch.bool, device=found.device)[..., None]

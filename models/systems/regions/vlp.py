@@ -78,9 +78,7 @@ class Vlp(RegionModel):
 
     def _regions(self, image: Stream) -> Tensor:
         if "prob" not in image.extra:
-            raise ValueError(
-                "Vlp: the stream 'regions' has no probabilities; set streams.regions.probs: true"
-            )
+            raise ValueError("Vlp: 'regions' has no probabilities; set streams.regions.probs: true")
         box, prob = image.extra["box"].to(image.data), image.extra["prob"].to(image.data)
         area = (box[..., 2:] - box[..., :2]).prod(-1, keepdim=True)
         place = torch.cat([box, area, image.extra["obj_conf"][..., None].to(box)], dim=-1)
@@ -130,26 +128,35 @@ class Vlp(RegionModel):
         return both & (to_left[None, None] | ~left[:, None, None, None])
 
     def _positions(self, first: int, num: int) -> Tensor:
-        table = self.words.positions.weight
-        if first + num > len(table) - 1:
-            raise ValueError(
-                f"text: {first + num - 1} tokens, but the model has {self.config.max_text_length} positions"
-            )
-        return table[first : first + num]
+        most = self.config.max_text_length
+        if first + num > most + 1:
+            raise ValueError(f"text: {first + num - 1} tokens, but the model has {most} positions")
+        return self.words.positions.weight[first : first + num]
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        return self.predict_words(hidden)
+    predict = RegionModel.predict_words
 
     def decoder_hidden(self, out: Outputs) -> Tensor:
-        ids = out.stream("text").data.clone()
-        ids[:, 0] = self.config.sep
-        return self.step_text(ids, self.start_text(out.image_tokens, ids.shape[1]))
+        """As `step_text` of all words, in one pass of each layer: nothing else leaves a layer, which FSDP would not see."""
+        assert self.words.types is not None
+        ids, of_source, of_words = out.stream("text").data[:, 1:], *self.words.types.weight[list(LEFT)]
+        (x, seen), asked = self._source(out.image_tokens, of_source), ids.shape[1] + 1
+        masks = self.words.words.weight[self.config.mask].expand(len(ids), asked, -1)
+        places = torch.cat([self._positions(2, asked - 1), self.words.positions.weight[2 : 2 + asked]])
+        x = torch.cat([x, self._embedded(torch.cat([self.words.words(ids), masks], 1), places, of_words)], 1)
+        # up to 0 the source, from 1 on the words, from `asked` on a mask after 0, 1, ... of them
+        at = torch.arange(1 - seen.shape[1], 2 * asked, device=ids.device)
+        last = torch.where(at < asked, at.clamp(min=0), at - asked)[:, None]
+        rows = (at < asked) & (at <= last) | (at == at[:, None])
+        allowed = rows & F.pad(seen, (0, 2 * asked - 1), value=True)[:, None, None]
+        for block in self.blocks:
+            x = block(x, allowed)
+        return x[:, -asked:]
 
     @property
     def text_rules(self) -> TextRules:
         c = self.config
-        never = {k for k in (c.start, c.pad, c.unk, c.mask) if k is not None}
-        return TextRules(c.sep, c.sep, sorted(never - {c.sep}), c.max_text_length)
+        never = sorted({c.start, c.pad, c.unk, c.mask} - {c.sep, None})
+        return TextRules(c.sep, c.sep, never, c.max_text_length)
 
     def start_text(self, images: Tensor, room: int, repeats: int = 1) -> SourceCache:
         """Reads `[CLS] regions [SEP]`. The first id of `step_text` is this [SEP]."""
@@ -179,15 +186,13 @@ class Vlp(RegionModel):
 
         def join(i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             keys, values, before = cache.put(i, k[:, :, :num], v[:, :, :num])
-            of_masks = F.pad(
-                before, (0, 0, asked - num, 0)
-            )  # the first [MASK] of all follows the source alone
+            of_masks = F.pad(before, (0, 0, asked - num, 0))  # the first of all follows the source alone
             rows = torch.cat([F.pad(before, (0, asked)), torch.cat([of_masks, own], dim=1)])
             seen = cache.seen[:, None, None, :].expand(-1, 1, len(rows), -1)
             allowed = torch.cat([seen, rows.expand(len(seen), 1, -1, -1)], dim=-1)
             source_k, source_v = cache.image[i]
-            parts = (source_k, keys, k[:, :, num:]), (source_v, values, v[:, :, num:])
-            return torch.cat(parts[0], dim=2), torch.cat(parts[1], dim=2), allowed
+            all_v = torch.cat([source_v, values, v[:, :, num:]], dim=2)
+            return torch.cat([source_k, keys, k[:, :, num:]], dim=2), all_v, allowed
 
         for i, block in enumerate(self.blocks):
             x = block(x, join=partial(join, i))

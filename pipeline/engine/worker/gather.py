@@ -68,7 +68,7 @@ def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gp
 
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
     """Runs the stage and commits rejects, shards, receipts and artifacts. The driver writes the manifest last."""
-    began = time.time()
+    began = time.monotonic()
     hooks, source = task.hooks, task.hooks.running_code(task.stage)
     clear_unfinished(task.store, task.folder)
     with (
@@ -88,7 +88,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
             say=hooks.saying(task.store, task.folder),
         )
         hooks.prepared(task.stage, task.torch_threads).run(job)
-        receipts = cutter.finish(time.time() - began, job.spent)
+        receipts = cutter.finish(time.monotonic() - began, job.spent)
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")

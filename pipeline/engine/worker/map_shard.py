@@ -100,7 +100,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     work: the stage's function; without it, the stage is opened here. Raises StepFailed, SchemaError or VlpipeError if the
     step cannot succeed, AttemptFailed if the shard may be retried.
     """
-    began = time.time()
+    began = time.monotonic()
     task.hooks.running_code(task.stage)
     with ExitStack() as stack:
         stack.enter_context(task.hooks.captured(task.store, _log(task, ".txt")))
@@ -142,7 +142,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         columns=stats,
         source="+".join(sorted({*run.sources, task.hooks.recorded_code(task.stage)})),
         run={
-            "seconds": round(time.time() - began, 3),
+            "seconds": round(time.monotonic() - began, 3),
             "host": platform.node(),
             "attempts": task.attempt,
             **{kind: round(seconds, 3) for kind, seconds in spent.items()},

@@ -181,7 +181,7 @@ def lineage(search: Search, state: RootState, id_: str, start: str = "") -> list
     found: list[Passed] = []
     entered = False
     for one in steps:
-        if entered or _may_enter(one, start, state):
+        if entered or _may_enter(one):
             passed = way.step(one)
             if passed is not None:
                 found.append(passed)
@@ -194,7 +194,7 @@ def lineage(search: Search, state: RootState, id_: str, start: str = "") -> list
     return found
 
 
-def _may_enter(one: StepState, start: str, state: RootState) -> bool:
+def _may_enter(one: StepState) -> bool:
     """True if rows enter the run at this step: it has no inputs, or makes rows of its own."""
     return not one.inputs or _makes_rows(one)
 

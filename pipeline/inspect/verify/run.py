@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,12 +36,10 @@ class VerifyReport:
     problems: list[Problem]
 
 
-def verify_step(
-    store: Store, folder: str, seen: Callable[[], None] = lambda: None, steps: Steps | None = None
-) -> VerifyReport:
+def verify_step(store: Store, folder: str, steps: Steps | None = None) -> VerifyReport:
     """Checks a step: re-hashes its shards and artifacts, and compares its inputs with what it was made from.
 
-    seen: called after each shard and artifact; steps: cache of the root's records, to share between several calls.
+    steps: cache of the root's records, to share between several calls.
     """
     steps = steps or Steps(store)
     found = read_records(steps, folder)
@@ -49,12 +47,10 @@ def verify_step(
     ids, whole = Ids(), list[Receipt]()
     for receipt in found.receipts.values():
         problems += _one_shard(steps, folder, receipt, ids, whole)
-        seen()
     problems += _repeated(store, ids, whole)
     artifacts = found.manifest.artifacts if found.manifest else {}
     for name, digest in artifacts.items():
         problems += _file_problems(store, f"{folder}/artifacts/{name}", digest)
-        seen()
     problems += [*lineage_problems(steps, found), *key_problems(steps, found), *mixed_code(found)]
     problems += [*log_problems(store, folder), *left_over(store, found.record)]
     return VerifyReport(folder, len(found.receipts), len(artifacts), _once(problems))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
@@ -60,36 +58,28 @@ class MatchAccuracy(GatherStage):
         from vlpipe.models.interface.outputs import Outputs
         from vlpipe.models.objectives.masked_lm import match_labels
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import build_makers, build_views
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model, needs=[Matches])
-        recipe = Recipe(
-            objectives=[],
+        num, right = 0, Counter[str]()
+        matching: Counter[str] = Counter()
+        made = held_out_batches(
+            job,
+            loaded,
+            "evaluate.matching.accuracy",
+            batch_size=self.batch_size,
             streams=self.streams,
             views=self.views,
-            batch_size=self.batch_size,
             seed=self.seed,
-            shuffle_window=4 * self.batch_size,
         )
-        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
-        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers, build_views(recipe, makers))
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"evaluate.matching.accuracy: {loader.samples_per_epoch} samples do not fill a batch of {self.batch_size}"
-            )
-        right: Counter[str] = Counter()
-        matching: Counter[str] = Counter()
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        with made as batches, torch.inference_mode():
+            for batch in batches:
+                num += self.batch_size
                 for view in self.views:
                     out = Outputs(loaded.model, batch, grad=False).view(view)
                     truth = match_labels(out.batch)
                     right[view] += int((out.match.argmax(1) == truth).sum())
                     matching[view] += int(truth.sum())
-        num = num_batches * self.batch_size
         found = []
         for view in self.views:
             prior = max(matching[view], num - matching[view]) / num

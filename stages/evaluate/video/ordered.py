@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.text_lines import lines_of
 
 Scores = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,7 +35,7 @@ def read_tasks(path: str | Path) -> dict[str, CrossTaskTask]:
     Raises VlpipeError for a block of another form, naming file and line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = lines_of(Path(path).read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise VlpipeError(f"{path} is not UTF-8 text: {error}") from error
     found: dict[str, CrossTaskTask] = {}

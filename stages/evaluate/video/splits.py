@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.text_lines import lines_of
 
 HMDB = re.compile(r"(.+)_test_split(\d)\.txt")
 IS_TRAIN, IS_TEST = "1", "2"  # HMDB51's marks; 0 is in neither
@@ -54,7 +55,7 @@ def read_split(source: str | Path, split: int) -> dict[str, Labelled]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (number, line). Raises VlpipeError if the file is not UTF-8."""
     try:
-        yield from enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+        yield from enumerate(lines_of(path.read_text(encoding="utf-8-sig")), 1)
     except UnicodeDecodeError as error:
         raise VlpipeError(f"{path} is not UTF-8 text: {error}") from error
 
@@ -94,7 +95,7 @@ def _table(path: Path, split: int) -> dict[str, Labelled]:
     needed = ("video_id", "label", f"split{split}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)  # else an open quotation mark hides all rows below
             names = list(rows.fieldnames or ())
             if lacking := [name for name in needed if names.count(name) != 1]:
                 raise VlpipeError(f"{path} has no column {lacking[0]}, or several; it has {', '.join(names)}")

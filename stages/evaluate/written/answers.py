@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -61,26 +60,16 @@ class Answers(GatherStage):
         from vlpipe.models.interface.capabilities import PredictsNext
         from vlpipe.models.interface.outputs import Outputs
         from vlpipe.stages.common.model import load
-        from vlpipe.stages.train.build import build_makers
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model, needs=[PredictsNext])
-        window = 4 * self.batch_size
-        recipe = Recipe(
-            objectives=[], streams=self.streams, batch_size=self.batch_size, shuffle_window=window
-        )
-        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
-        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers, {})
-        num_batches = loader.samples_per_epoch // self.batch_size
-        if not num_batches:
-            raise VlpipeError(
-                f"evaluate.written.answers: {loader.samples_per_epoch} samples do not fill a batch of {self.batch_size}"
-            )
         right: Counter[str] = Counter()
         given: dict[Ids, Counter[Ids]] = defaultdict(Counter)
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        made = held_out_batches(
+            job, loaded, "evaluate.written.answers", batch_size=self.batch_size, streams=self.streams
+        )
+        with made as batches, torch.inference_mode():
+            for batch in batches:
                 out = Outputs(loaded.model, batch, grad=False)
                 for question, answer in asked(out.stream("text")):
                     given[question][answer] += 1

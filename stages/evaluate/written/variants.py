@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -32,6 +31,7 @@ class VariantAccuracy(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.written.variants:VariantAccuracy"
+    VERSION: ClassVar[int] = 2  # 2: ties count as wrong
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
@@ -52,26 +52,21 @@ class VariantAccuracy(GatherStage):
         from vlpipe.models.objectives.pairs.variants import ScoresVariants
         from vlpipe.stages.common.model import load
         from vlpipe.stages.evaluate.masked import PARTNERS, partnered
-        from vlpipe.stages.train.build import build_makers
-        from vlpipe.stages.train.loader import Loader
-        from vlpipe.stages.train.recipe import Recipe
+        from vlpipe.stages.held_out.batches import held_out_batches
 
         loaded = load(self.model)
         need_of_model(loaded.model, [ScoresVariants], "evaluate.written.variants")
-        window = 4 * self.batch_size
-        recipe = Recipe(
-            objectives=[],
-            streams=self.streams,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle_window=window,
-        )
-        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
-        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers)
-        num_batches = loader.samples_per_epoch // self.batch_size
         right, chance, num = dict.fromkeys(PARTNERS, 0), 0.0, 0
-        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
-            for batch in islice(batches, num_batches):
+        made = held_out_batches(
+            job,
+            loaded,
+            "evaluate.written.variants",
+            batch_size=self.batch_size,
+            streams=self.streams,
+            seed=self.seed,
+        )
+        with made as batches, torch.inference_mode():
+            for batch in batches:
                 out = Outputs(loaded.model, batch, grad=False)
                 for partner in PARTNERS:
                     hits, chances = best_is_positive(partnered(out, "variants", partner))
@@ -79,8 +74,7 @@ class VariantAccuracy(GatherStage):
                 num, chance = num + len(chances), chance + float(chances.sum())
         if not num:
             raise VlpipeError(
-                f"evaluate.written.variants: none of {num_batches} batches of {self.batch_size} samples has a negative; "
-                "set streams.variants.negatives"
+                "evaluate.written.variants: no sample has a negative; set streams.variants.negatives"
             )
         figures = {f"variants/{name}": value / num for name, value in right.items()}
         figures["variants/chance"] = chance / num
@@ -89,12 +83,15 @@ class VariantAccuracy(GatherStage):
 
 
 def best_is_positive(out: Outputs) -> tuple[Tensor, Tensor]:
-    """Returns (whether the best variant is positive, share of positives), of the samples with a negative variant."""
+    """Returns (whether a positive variant is better than each negative one, share of positives), of the samples with a
+    negative variant. A tie counts as wrong."""
     import torch
 
     extra = out.stream("variants").extra
     there, positive = extra["there"], extra["positive"] & extra["there"]
     counted = (there & ~positive).any(1)
-    best = out.variant_scores.masked_fill(~there, -torch.inf).argmax(1, keepdim=True)
+    true, false = (
+        out.variant_scores.masked_fill(~which, -torch.inf).amax(1) for which in (positive, there & ~positive)
+    )
     share = positive.sum(1) / there.sum(1)
-    return positive.gather(1, best)[counted, 0], share[counted]
+    return (true > false)[counted], share[counted]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.ranks import join, leave, run
 from vlpipe.models.experts.layer import Experts, Use
 from vlpipe.models.experts.routing import places
 from vlpipe.models.interface.batch import Batch, Stream
@@ -196,10 +196,9 @@ def own_rows(rank: int) -> Tensor:
     return rows(6)[3 * rank : 3 * rank + 3, : 8 - 2 * rank]
 
 
-def on_a_rank(folder: Path, rank: int) -> None:
+def on_a_rank(folder: Path) -> None:
     """Writes the outputs and the averaged gradients of experts that two ranks share."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    rank = join()
     one = layer({"kind": "gshard"}).eval()
     assert dist.group.WORLD is not None
     one.spread(dist.group.WORLD)
@@ -212,14 +211,12 @@ def on_a_rank(folder: Path, rank: int) -> None:
             dist.all_reduce(p.grad)
             grads[name] = p.grad / 2
     torch.save({"out": found.detach(), "x": x.grad, "grads": grads}, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow
 def test_two_ranks_share_the_experts(tmp_path: Path) -> None:
-    ranks = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    run(tmp_path, 2, [__file__, tmp_path])
     shared = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone = layer({"kind": "gshard"}).eval()
     for rank in range(2):  # each rank has queues of its own
@@ -236,4 +233,4 @@ def test_two_ranks_share_the_experts(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    on_a_rank(Path(sys.argv[1]), int(sys.argv[2]))
+    on_a_rank(Path(sys.argv[1]))

@@ -4,6 +4,7 @@ import torch
 
 from tests.models.small_system import REGIONS, SMALL, WORDS, SmallSystem, streams
 from vlpipe.models.interface.batch import Stream
+from vlpipe.models.objectives.lm import Lm
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.systems.regions.vlp import Vlp
 
@@ -22,7 +23,7 @@ def with_probabilities(rank: int) -> dict[str, Stream]:
 
 SYSTEM = SmallSystem(
     lambda: Vlp(vocab_size=WORDS, sep=2, mask=3, start=1, pad=0, dropout=0.0, **SMALL, **REGIONS),
-    [MaskedLm()],
+    [MaskedLm(), Lm()],
     ("regions", "text"),
     extra=with_probabilities,
 )

@@ -124,10 +124,19 @@ def test_msrvtts_test_of_1000(tmp_path: Path) -> None:
     assert clips(out) == [("video9770", 0, 13, ["a person is connecting something"])]
     assert MsrVtt(annotations=path, split="test").preflight() == ["split: a .csv of MSR-VTT has no splits"]
     empty = file(tmp_path / "b.csv", "video_id,sentence\nvideo1,\n")
-    with pytest.raises(VlpipeError, match=r"b\.csv, line 2: wanted a video_id and a sentence"):
+    with pytest.raises(VlpipeError, match=r"b\.csv line 2: wanted a video_id and a sentence"):
         run_map(MsrVtt(annotations=empty), videos(video1=1.0))
-    with pytest.raises(VlpipeError, match="has no column sentence; it has video_id"):
+    with pytest.raises(VlpipeError, match="has no column 'sentence'; there are: video_id"):
         run_map(MsrVtt(annotations=file(tmp_path / "c.csv", "video_id\nv\n")), videos(v=1.0))
+
+
+def test_an_open_quotation_mark_hides_no_rows(tmp_path: Path) -> None:
+    lines = 'video_id,sentence\nvideo1,"a man says hi\nvideo2,a dog\nvideo3,a cat\n'
+    with pytest.raises(VlpipeError, match=r"d\.csv line 2: unexpected end of data"):
+        run_map(MsrVtt(annotations=file(tmp_path / "d.csv", lines)), videos(video1=1.0))
+    twice = file(tmp_path / "e.csv", "video_id,sentence,sentence\nvideo1,a,b\n")
+    with pytest.raises(VlpipeError, match="has the column 'sentence' 2 times"):
+        run_map(MsrVtt(annotations=twice), videos(video1=1.0))
 
 
 def test_a_sentence_of_no_video_is_named(tmp_path: Path) -> None:

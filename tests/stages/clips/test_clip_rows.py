@@ -120,6 +120,10 @@ def test_one_track_is_taken(make_cue: Any, videos: Videos) -> None:
     assert texts(sources=("auto",)) == ["auto0", "auto1", "auto2"]
     assert texts(sources=("auto", "manual"), lang="fr") == ["mot0", "mot1"]
     assert pick_track(list(reversed(cues)), ("manual",), "") == list(reversed(french))
+    filipino = [{**one, "lang": "fil"} for one in french] * 2
+    finnish = [{**french[0], "lang": "fi_FI"}]
+    assert pick_track(filipino + finnish, ("manual",), "fi") == finnish
+    assert pick_track(filipino, ("manual",), "FIL") == filipino
     rejected = run_map(MilNce(sources=("unknown",), lang="de"), videos([cues])).rejects
     assert rejected[0].detail == "the video has 6 cue(s), none with source unknown and language de"
 

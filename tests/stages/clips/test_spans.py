@@ -63,6 +63,43 @@ def test_youcook2s_csv_is_read_as_it_is(tmp_path: Path, videos: Videos) -> None:
     assert found == [(47, 60, ["pick the ends", "cut"]), (67, 89, ["combine all"])]
 
 
+def test_digits_of_a_csv_are_text(tmp_path: Path, videos: Videos) -> None:
+    """A reader that guesses types makes 7 of 007, which no video has, and a number of a text that is one."""
+    (tmp_path / "a.csv").write_text('video_id,start,end,text\n007,1,2,12\n"007",2,3,NA\n,3,4,x\n007,NA,5,y\n')
+    given: Any = {"by": "video_id", "start": "start", "end": "end", "text": "text"}
+    rows = videos([[]])
+    rows = rows.set_column(rows.schema.get_field_index("video_id"), "video_id", pa.array(["007"]))
+    out = run_map(SpanClips(spans=File(path=str(tmp_path / "a.csv")), **given), rows)
+    assert [(r["start_s"], [t["text"] for t in r["texts"]]) for r in out.table.to_pylist()] == [
+        (1, ["12"]),
+        (2, ["NA"]),
+    ]
+    assert not out.rejects
+
+
+def test_video_ids_that_pandas_made_floats(tmp_path: Path, videos: Videos) -> None:
+    columns = {"video_id": [0.0, None], "start_s": [1.0, 2.0], "end_s": [2.0, 3.0], "captions": ["x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    out = run_map(SpanClips(spans=File(path=str(tmp_path / "a.parquet")), by="video_id"), videos([[]]))
+    assert [r["texts"][0]["text"] for r in out.table.to_pylist()] == ["x"]
+
+
+def test_times_and_texts_of_another_kind_are_named(tmp_path: Path, videos: Videos) -> None:
+    def run(start: Any, text: Any) -> None:
+        columns = {"video": ["0.mp4"] * 2, "start_s": [start] * 2, "end_s": [9.0] * 2, "captions": [text] * 2}
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+        run_map(SpanClips(spans=File(path=str(tmp_path / "a.parquet"))), videos([[]]))
+
+    run("1.5", "x")
+    with pytest.raises(VlpipeError, match=r"a\.parquet row 1: wanted a time in seconds, got '00:01'"):
+        run("00:01", "x")
+    with pytest.raises(VlpipeError, match=r"a\.parquet row 1: wanted a text or a list of texts, got 3"):
+        run(1.0, 3)
+    (tmp_path / "b.csv").write_text("video,start_s,end_s,captions,captions\n0.mp4,1,2,a,b\n")
+    with pytest.raises(SchemaError, match=r"has the column 'captions' 2 times; wanted one"):
+        run_map(SpanClips(spans=File(path=str(tmp_path / "b.csv"))), videos([[]]))
+
+
 def test_mistakes_are_told(tmp_path: Path, videos: Videos) -> None:
     (tmp_path / "spans.csv").write_text("video,start_s,end_s,caption\n0.mp4,1,2,x\n")
     stage: Any = SpanClips(spans=File(path=str(tmp_path / "spans.csv")))

@@ -18,7 +18,7 @@ from vlpipe.pipeline.testing import run_gather, run_map
 from vlpipe.stages.common.row import LISTED, text
 from vlpipe.stages.demo.captions import COLOUR_WORDS, SHAPE_WORDS
 from vlpipe.stages.demo.downstream.films import COLOUR_NAMES, FIRST, LAST, SHAPE_NAMES, FilmQuestions
-from vlpipe.stages.demo.film import draw_film
+from vlpipe.stages.demo.film import MOTIONS, draw_film, same_objects
 from vlpipe.stages.demo.video_world import TABLES, VideoWorld, _seen
 from vlpipe.stages.downstream.video_questions import MsrvttQuestions, TvqaQuestions
 
@@ -107,8 +107,28 @@ def test_the_readers_of_both_data_sets_read_them(made: tuple[Path, Films]) -> No
     assert all(one["start_s"] == 0 and one["end_s"] >= 6 for one in spans)
 
 
+def test_films_of_the_same_objects_differ_in_motion() -> None:
+    """The second object stays where it is drawn; lengths are those that were asked for."""
+    for k in range(20):
+        rng = np.random.default_rng([8, k])
+        drawn = draw_film(rng, 7, 0.5, (2.5, 3.5))
+        segments = same_objects(rng, drawn)
+        assert all(2.5 <= one.end_s - one.start_s <= 3.5001 for one in segments)
+        assert [(one.start_s, one.end_s) for one in segments] == [(one.start_s, one.end_s) for one in drawn]
+        looks = {
+            (*((t.colour, t.shape, t.size) for t in one.scene.things), one.scene.ground) for one in segments
+        }
+        assert len(looks) == 1
+        assert sorted(one.motion for one in segments) == sorted(MOTIONS)
+        for one in segments:
+            boxes = [(t.x, t.y, t.w, t.h) for at in (one.start_s, one.end_s) for t in one.at(at).things]
+            assert all(min(x, y) >= 0 and max(x + w, y + h) <= 1 for x, y, w, h in boxes)
+            assert one.scene.things[1:] == one.at(one.end_s).things[1:]
+
+
 def test_bad_parameters(tmp_path: Path) -> None:
     assert VideoWorld(num_segments=(3, 2)).preflight() == ["num_segments: wanted [least, most], got [3, 2]"]
+    assert VideoWorld(length_s=(3, 2)).preflight() == ["length_s: wanted [least, most], got [3, 2]"]
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(VlpipeError, match=r"other.parquet: wanted seen.parquet of demo.video_world"):
         run_gather(FilmQuestions(seen=File(path=str(tmp_path / "other.parquet"))), [], tmp_path / "out")

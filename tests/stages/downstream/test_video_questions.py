@@ -13,8 +13,10 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.annotated.tvqa import Tvqa
 from vlpipe.stages.common.row import LISTED, text
 from vlpipe.stages.downstream.video_questions import AsksVideos, MsrvttQuestions, TvqaQuestions
+from vlpipe.stages.video.rows import VIDEOS
 
 TVQA: dict[str, Any] = {
     "qid": 12,
@@ -39,7 +41,8 @@ def asked(cls: type[AsksVideos], content: str, folder: Path, *urls: str) -> Out:
 
 
 def test_five_answers_of_tvqa(tmp_path: Path) -> None:
-    lines = [TVQA, {**TVQA, "qid": 13, "q": "Why?", "answer_idx": None}, {**TVQA, "qid": 14, "answer_idx": 0}]
+    test = {name: value for name, value in TVQA.items() if name not in ("answer_idx", "ts")}
+    lines = [TVQA, {**test, "qid": 13, "q": "Why?"}, {**TVQA, "qid": 14, "answer_idx": 0}]
     content = "".join(json.dumps(one) + "\n" for one in lines)
     out = asked(TvqaQuestions, content, tmp_path, "show/s01_clip_00.mp4", "s01_clip_01.mp4")
     (row,) = out.table.to_pylist()
@@ -49,6 +52,43 @@ def test_five_answers_of_tvqa(tmp_path: Path) -> None:
     assert first == {"question": "Who sits?", "choices": choices, "label": 3, "name": "12", "task": "answer"}
     assert (second["name"], second["label"]) == ("13", None)
     assert [(one.id, one.why) for one in out.rejects] == [("s01_clip_01.mp4", "no_question")]
+
+
+def test_localised_questions_go_to_the_clip_of_their_times(tmp_path: Path) -> None:
+    lines = [
+        TVQA,
+        {**TVQA, "qid": 13, "q": "Why?", "ts": "3.2-5"},
+        {**TVQA, "qid": 14, "q": "How?", "ts": "NaN-NaN"},
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    questions = File(path=str(tmp_path / "q.jsonl"))
+    cues = [{"start_s": 1.4, "end_s": 2.4, "text": "i sit"}, {"start_s": 3.0, "end_s": 4.0, "text": "so"}]
+    video = {
+        **dict.fromkeys(VIDEOS.names),
+        "id": "v",
+        "url": "s01_clip_00.mp4",
+        "video_id": "s01_clip_00",
+        "duration_s": 60.0,
+        "cues": [{"words": None, "source": "manual", "lang": None, **one} for one in cues],
+    }
+    clips = run_map(Tvqa(questions=questions, transcript=True), pa.Table.from_pylist([video], VIDEOS)).table
+    found = [(c["start_s"], c["end_s"], c["transcript"]) for c in clips.to_pylist()]
+    assert found == [(1.5, 3.2, "i sit"), (3.2, 5.0, "so")]
+    out = run_map(TvqaQuestions(questions=questions, localised=True), clips)
+    assert [[one["question"] for one in row["choices"]] for row in out.table.to_pylist()] == [
+        ["Who sits?"],
+        ["Why?"],
+    ]
+    moved = clips.set_column(clips.column_names.index("end_s"), "end_s", pa.array([3.2, 6.0]))
+    (reject,) = run_map(TvqaQuestions(questions=questions, localised=True), moved).rejects
+    assert (reject.why, reject.detail) == ("no_question", "s01_clip_00, 3.2 to 6 s")
+
+
+@pytest.mark.parametrize("times", ["3-2", "from 2 to 3", 5, "1.5-nan"])
+def test_times_that_are_none(times: Any, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({**TVQA, "ts": times}))
+    with pytest.raises(VlpipeError, match=r"line 1: ts is .*wanted start and end"):
+        list(Tvqa(questions=File(path=str(tmp_path / "q.jsonl"))).spans_by_video())
 
 
 def test_answers_of_msrvtt(tmp_path: Path) -> None:

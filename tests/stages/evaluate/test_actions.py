@@ -60,6 +60,10 @@ def test_a_table_of_all_splits(tmp_path: Path) -> None:
         ),
         (b"video_id,label,split1\na,,train\n", "video 'a' with the label '' is in train; wanted both"),
         (b"video_id,label,split1\n\xe9,run,train\n", "cannot be read as a csv"),
+        (
+            b'video_id,label,split1\na,"run,train\nb,run,test\n',
+            "cannot be read as a csv: unexpected end of data",
+        ),
     ):
         (tmp_path / "s.csv").write_bytes(table)
         with pytest.raises(VlpipeError, match=said):

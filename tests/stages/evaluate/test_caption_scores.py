@@ -116,3 +116,8 @@ def test_one_image_and_a_missing_package_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
     with pytest.raises(VlpipeError, match=r"pip install 'vlpipe\[eval\]'"):
         caption_scores(["a dog", "a cat"], [["a dog"], ["a cat"]])
+
+
+def test_references_without_a_word_are_named() -> None:
+    with pytest.raises(VlpipeError, match=r"no reference has a word, such as '\.\.\.'"):
+        caption_scores(["a dog", "a cat"], [["..."], [":-)"]])

@@ -145,10 +145,40 @@ def test_blocks_give_what_the_whole_matrix_gives(block_values: int) -> None:
     rng = np.random.default_rng(0)
     images, texts = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (23, 60))  # many ties
     sims = images @ texts.T
-    found = both_ways(images, texts, 7, block_values)
-    for one, whole in zip(found, (sims, sims.T), strict=True):
-        assert np.array_equal(one.order, best(whole, 7).order)
-        assert np.array_equal(one.scores, best(whole, 7).scores)
+    owner = rng.integers(0, 23, 60)
+    own = owner[None] == np.arange(23)[:, None]
+    found = both_ways(images, texts, 7, owner, block_values)
+    for one, whole, right in zip(found, (sims, sims.T), (own, own.T), strict=True):
+        assert np.array_equal(one.order, best(whole, 7, right).order)
+        assert np.array_equal(one.scores, best(whole, 7, right).scores)
+
+
+@pytest.mark.parametrize("value", [1, 0, np.nan])
+@pytest.mark.parametrize("block_values", [1, 60, 10**6])
+def test_a_model_that_embeds_everything_alike_finds_nothing(value: float, block_values: int) -> None:
+    """In order of rows, it would find the first ones: tr@10 of 13 images with the first ten texts."""
+    images, texts, owner = (
+        np.full((13, 3), value, np.float32),
+        np.full((26, 3), value, np.float32),
+        np.arange(26) // 2,
+    )
+    of_images, of_texts = both_ways(images, texts, 12, owner, block_values)
+    own = owner[of_images.order] == np.arange(13)[:, None], of_texts.order == owner[:, None]
+    again = [
+        near.reranked(np.zeros_like(near.scores), o)
+        for near, o in zip((of_images, of_texts), own, strict=True)
+    ]
+    for orders in ((of_images.order, of_texts.order), again):
+        assert {name: hit.mean() for name, hit in hits("", *orders, owner).items()} == {
+            f"{way}@{k}": 0 for way in ("tr", "ir") for k in RECALL_AT
+        }
+
+
+def test_candidates_whose_new_scores_are_equal_count_as_wrong() -> None:
+    near = Nearest(np.array([[4, 2, 7]]), np.array([[3, 2, 1]], np.float32))
+    more = np.array([[0, 1, 2]], np.float32)
+    assert near.reranked(more).tolist() == [[4, 2, 7]]
+    assert near.reranked(more, np.array([[True, False, False]])).tolist() == [[2, 7, 4]]
 
 
 def test_each_candidate_has_its_logit_in_both_directions() -> None:
@@ -174,7 +204,7 @@ def test_memory_is_that_of_the_candidates() -> None:
     images, texts = (rng.random((n, 4), np.float32) for n in (2000, 5000))
     tracemalloc.start()
     try:
-        both_ways(images, texts, 16, block_values=1 << 20)
+        both_ways(images, texts, 16, np.arange(5000) % 2000, block_values=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 25e6
     finally:
         tracemalloc.stop()

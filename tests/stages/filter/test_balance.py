@@ -124,6 +124,10 @@ def test_a_draw_is_uniform_and_its_own() -> None:
 def test_lists_of_entries(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text('["New York", "dog", "dog", " "]')
     assert read_entries(str(tmp_path / "e.json")) == ["New York", "dog"]
+    (tmp_path / "e.txt").write_bytes(
+        "red\u2028car\r\nbig\x85 dog\rcat".encode()
+    )  # only these ends end a line
+    assert read_entries(str(tmp_path / "e.txt")) == ["red\u2028car", "big\x85 dog", "cat"]
     (tmp_path / "e.txt").write_text("\n \n")
     with pytest.raises(
         VlpipeError, match="has no entry; wanted a text file with one entry per line, or a JSON list of texts"

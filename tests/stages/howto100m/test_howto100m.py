@@ -265,6 +265,11 @@ def test_the_list_of_mil_nce_and_its_captions(world: World) -> None:
     ]
     assert cues(out) == [(0, 1, "add salt")]
     assert [(r.why, r.detail) for r in out.rejects] == [("bad_captions", "bad.csv has no column 'text'")]
+    (captions / "bad.csv").write_text(
+        'start,end,text\n0,1,"add\n1,2,salt\n'
+    )  # the open quotation mark hides a caption
+    out = run_map(stage, pa.concat_tables(stage.rows()))
+    assert [r.detail for r in out.rejects] == ["bad.csv cannot be read: unexpected end of data"]
     (captions / "bad.csv").write_text("start,end,text\n0,1,x\n")
     out = run_map(stage, pa.concat_tables(stage.rows()))
     assert [(r.why, r.detail) for r in out.rejects] == [

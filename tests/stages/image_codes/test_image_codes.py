@@ -203,5 +203,5 @@ def test_accuracy_is_a_share_of_hidden_codes(coded: pa.Table, tmp_path: Path) ->
     share = {row["name"]: row["value"] for row in always}["code_accuracy"]
     assert share == pytest.approx(codes[3] / codes.total(), abs=0.1)  # of the hidden ones, not of all
     assert {row["name"]: row["value"] for row in always}["code_prior"] == figures["code_prior"]
-    with pytest.raises(VlpipeError, match="40 images do not fill a batch of 64"):
+    with pytest.raises(VlpipeError, match="40 samples do not fill a batch of 64"):
         run_gather(replace(stage, batch_size=64), [rows], tmp_path / "few")

@@ -151,7 +151,7 @@ def test_it_trains_on_a_column_without_pictures(coded: pa.Table, tmp_path: Path)
         },
         rel=1e-5,
     )
-    with pytest.raises(VlpipeError, match="4 images do not fill a batch of 16"):
+    with pytest.raises(VlpipeError, match="4 samples do not fill a batch of 16"):
         run_gather(stage, [dataset(tmp_path / "few", rows.slice(0, 4))], tmp_path / "none")
 
 

@@ -95,6 +95,19 @@ def test_an_absolute_file_name_leads_out(tmp_path: Path, folder: Path) -> None:
     assert [reject.why for reject in run_map(stage, listed(stage)).rejects] == ["bad_path"]
 
 
+def test_a_file_that_is_a_link_out_of_the_folder_is_named(tmp_path: Path, folder: Path) -> None:
+    """As git-annex and the cache of huggingface_hub keep files."""
+    (folder / "b.jpg").rename(tmp_path / "blob")
+    (folder / "b.jpg").symlink_to(tmp_path / "blob")
+    content = {"images": [{"id": 1, "file_name": "b.jpg"}], "annotations": []}
+    stage = CocoCaptions(annotations=annotations(tmp_path, content), images=File(path=str(folder)))
+    (reject,) = run_map(stage, listed(stage)).rejects
+    assert (reject.why, reject.detail) == (
+        "bad_path",
+        "the path 'b.jpg' leads out of the folder given by `images`, by a symbolic link: put the file itself there",
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -288,6 +288,22 @@ def test_images_as_bytes_and_rows_without_one(tmp_path: Path, images: Bytes) -> 
     assert next(stage.rows())["url"].to_pylist() == ["train-0.parquet/0", "train-0.parquet/1"]
 
 
+def test_hidden_files_and_urls_that_are_numbers(tmp_path: Path, images: Bytes) -> None:
+    """macOS writes ._NAME beside a file on a foreign disk; huggingface_hub keeps a folder .cache."""
+    stage = parquet(tmp_path, {"image": images, "caption": ["a", "b"], "number": [0, 1]}, url="number")
+    (tmp_path / "d/._train-0.parquet").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "d/.cache").mkdir()
+    (tmp_path / "d/.cache/train-0.parquet").write_bytes(b"half of it")
+    assert stage.preflight() == []
+    assert next(stage.rows())["url"].to_pylist() == ["0", "1"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, images: Bytes) -> None:
+    columns = pa.table([images, ["a", "b"], ["c", "d"]], names=["image", "caption", "caption"])
+    with pytest.raises(VlpipeError, match="has the column 'caption' 2 times; wanted one"):
+        parquet(tmp_path, columns).preflight()
+
+
 def test_parquet_of_another_form_is_named_before_the_run(tmp_path: Path) -> None:
     for columns, more, said in (
         (

@@ -182,6 +182,7 @@ def test_2d_and_3d_features_are_pooled_as_those_of_clips() -> None:
 
 def test_a_new_version_of_the_rule_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ListClips(rule={"use": "clips.milnce:MilNce"})
+    monkeypatch.setattr(MilNce, "VERSION", 1)
     assert stage.identity("") == ("narrated.list_clips:ListClips", 1)
     monkeypatch.setattr(MilNce, "VERSION", 2)
     assert stage.identity("") == ("narrated.list_clips:ListClips", 1, 2)

@@ -139,7 +139,7 @@ def test_figures_of_a_model_that_always_says_the_same(rows: pa.Table, tmp_path: 
     assert accuracy * 12 == pytest.approx(round(accuracy * 12))
     assert found["drawn"] == pytest.approx(likely + (1 - accuracy) * 9, rel=1e-5)
     stage = TaskFigures(model=Weights(path=str(tmp_path / "model")), batch_size=64, **PUZZLE)
-    with pytest.raises(VlpipeError, match="12 rows do not fill a batch of 64"):
+    with pytest.raises(VlpipeError, match="12 samples do not fill a batch of 64"):
         run_gather(stage, [dataset(tmp_path / "few", rows)], tmp_path / "none")
 
 

@@ -325,3 +325,23 @@ def test_what_img2dataset_itself_writes(tmp_path: Path, picture: Callable[..., b
         assert codes(out) == ["http_404", "http_404"]
     assert latin.table.num_rows == 0
     assert codes(latin) == ["never_written", "never_written"]
+
+
+def test_sizes_that_pandas_made_floats(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    """A column of whole numbers with a null becomes a column of floats with NaN where pandas writes the file again."""
+    rows = [record(0, picture()), record(1, None, original_width=float("nan"), original_height=float("nan"))]
+    kinds = {"original_width": pa.float64(), "original_height": pa.float64()}
+    schema = pa.schema([pa.field(f.name, kinds.get(f.name, f.type)) for f in COLUMNS])
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "00000.parquet")
+    out = read(tmp_path)
+    assert out.table.select(["original_width", "original_height"]).to_pylist() == [
+        {"original_width": 640, "original_height": 480}
+    ]
+    assert [one.why for one in out.rejects] == ["http_404"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([record(0, b"x")], COLUMNS)
+    pq.write_table(table.append_column("caption", pa.array(["another"])), tmp_path / "00000.parquet")
+    with pytest.raises(VlpipeError, match="has the column 'caption' 2 times; wanted one"):
+        read(tmp_path)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from tests.ranks import join, leave
 from vlpipe.models import distributed
 from vlpipe.models.parallel.sharded import gathered
 from vlpipe.models.parallel.tensor import joined
@@ -48,11 +48,9 @@ def trained(recipe: Any, data: Any, num_steps: int = 3) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    rank = join()
     jobs = pickle.loads(Path(sys.argv[1]).read_bytes())
     found = {name: trained(recipe, data) for name, (recipe, data) in jobs.items()}
-    if dist.get_rank() == 0:
+    if rank == 0:
         torch.save(found, Path(sys.argv[2]) / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()

@@ -11,16 +11,12 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
+from tests.ranks import join, leave
 from vlpipe.models import distributed
 from vlpipe.stages.train import fit
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group("gloo")
+    join()
     step = fit.train_step
 
     def fatal(run, batches):  # type: ignore[no-untyped-def]
@@ -32,6 +28,4 @@ if __name__ == "__main__":
     for config in pickle.loads(Path(sys.argv[1]).read_bytes()):
         fit.fit(config)
         distributed.use(None)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    leave()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.ranks import run
 from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.models.parallel.tensor import tensor_problem
@@ -31,18 +28,7 @@ EXACT: dict[str, Any] = {"batch_size": 48, "objectives": [ITC, "lm:Lm"], "model"
 def in_ranks(folder: Path, num: int, jobs: Mapping[str, tuple[Train, Dataset]]) -> dict[str, Any]:
     """Returns what `mesh_worker.trained` returns for each job in `num` processes."""
     (folder / "jobs").write_bytes(pickle.dumps(dict(jobs)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, HERE / "mesh_worker.py", folder / "jobs", folder],
-            env={**os.environ, **group, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(num)
-    ]
-    assert [process.wait(timeout=300) for process in running] == [0] * num
+    run(folder, num, [HERE / "mesh_worker.py", folder / "jobs", folder])
     found: dict[str, Any] = torch.load(folder / "found.pt")
     return found
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ranks import run
 from vlpipe.models.folder import load
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.pipeline.errors import VlpipeError
@@ -48,31 +45,9 @@ def in_ranks(
     """Trains each recipe in its folder of work, in `num` processes; the last of them may be killed after a step."""
     configs = [{"recipe": recipe, "inputs": (data,), "work": str(work)} for recipe, data, work in jobs]
     (folder / "jobs").write_bytes(pickle.dumps(configs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(num),
-        "OMP_NUM_THREADS": "1",
-    }
-    killed = {} if kill_at is None else {"KILL_AT": str(kill_at)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, HERE / "resume_worker.py", folder / "jobs"],
-            env={**os.environ, **group, "RANK": str(rank), **(killed if rank == num - 1 else {})},
-            stderr=None if kill_at is None else subprocess.DEVNULL,  # of the ranks that lose a neighbour
-        )
-        for rank in range(num)
-    ]
-    if kill_at is None:
-        assert [process.wait(timeout=300) for process in running] == [0] * num
-        return
-    assert running[-1].wait(timeout=300) == -9
-    for process in running[:-1]:
-        process.kill()
-        process.wait()
+    last = num - 1
+    killing = {} if kill_at is None else {"of_rank": {last: {"KILL_AT": str(kill_at)}}, "killed": last}
+    run(folder, num, [HERE / "resume_worker.py", folder / "jobs"], **killing)
 
 
 def losses(work: Path) -> dict[tuple[int, str], float]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.ranks import run as run_ranks
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
@@ -36,18 +33,7 @@ def in_processes(folder: Path, num: int, jobs: Sequence[tuple[str, Train, Datase
         for (what, recipe, data), work in zip(jobs, works, strict=True)
     ]
     (folder / "jobs").write_bytes(pickle.dumps(configs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, HERE / "worker.py", folder / "jobs"],
-            env={**os.environ, **group, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(num)
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0] * num
+    run_ranks(folder, num, [HERE / "worker.py", folder / "jobs"])
     return works
 
 

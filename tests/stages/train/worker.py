@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+sys.path.insert(0, str(Path(__file__).parents[3]))  # as a script
+
+from tests.ranks import join, leave
 from vlpipe.models import distributed
 from vlpipe.stages.train.fit import fit
 from vlpipe.stages.train.gradients import accumulate
@@ -84,10 +86,9 @@ def kill_in_save(number: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+        join()
     if "KILL_IN_SAVE" in os.environ:
         kill_in_save(int(os.environ["KILL_IN_SAVE"]))
     for what, config in pickle.loads(Path(sys.argv[1]).read_bytes()):
         {"fit": fit, "gradients": gradients}[what](config)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()

@@ -47,7 +47,8 @@ class Choices(TokenIds):
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
         one = question_of(row, text)
-        pairs = [self.tokenizer.encode_pair(text, choice, self.length) for choice in one["choices"]]
+        asked = self.asked(row, text)
+        pairs = [self.tokenizer.encode_pair(asked, choice, self.length) for choice in one["choices"]]
         longest = max(len(ids) for ids, _, _ in pairs)
         data = np.full((len(pairs), longest), int(self.fill), np.int64)
         mask, segment = np.zeros((len(pairs), longest), np.bool_), np.zeros((len(pairs), longest), np.int64)
@@ -56,6 +57,10 @@ class Choices(TokenIds):
         label = IGNORE if one["label"] is None else one["label"]
         found: Item = {"data": data, "mask": mask, f"{EXTRA}segment": segment}
         return {**found, f"{TARGET}label": np.int64(label), ROW: note(row.image_id)}
+
+    def asked(self, row: Row, text: str) -> str:
+        """Returns what stands before each choice."""
+        return text
 
     def num_positions(self, row: Row, text: str) -> float:
         return float(self(row, text, np.random.default_rng(0))["data"].size)

@@ -113,6 +113,7 @@ def test_closed_forms() -> None:
     assert float(first["moco_accuracy"].total) == 4
     equal: Any = objective(given(same, same))
     assert float(equal["moco"].total) / 4 == pytest.approx(math.log(5), abs=1e-6)
+    assert float(equal["moco_accuracy"].total) == 0  # the right key is as near as the others
     other = torch.eye(6)[1:2].expand(4, -1)
     apart: Any = objective(given(other, other))
     wanted = math.log(math.exp(1 / temp) + 4) - 1 / temp
