@@ -111,13 +111,13 @@ def _model_class(name: str, folder: Path) -> type[Model]:
     """
     module = name.partition(":")[0]
     if module.partition(".")[0] in sys.stdlib_module_names:
-        raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is no model")
+        raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is not a model")
     try:
         cls = find(name, BELOW)
     except ValueError as error:
         raise ValueError(f"model: {folder} was made by {name}, which cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Model)):
-        raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is no model")
+        raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is not a model")
     return cls
 
 

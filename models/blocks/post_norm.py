@@ -95,7 +95,7 @@ class CrossAttention(nn.Module):
         return self._close(x, mixed + self.kv.bias[width:])
 
     def absorbs(self, num_tokens: int, repeats: int = 1) -> bool:
-        """Whether `of_context` is faster than keys and values for texts of `num_tokens`, `repeats` per context.
+        """Returns whether `of_context` is faster than keys and values for texts of `num_tokens`, `repeats` per context.
 
         On the CPU it is up to about 0.65 x the width of a head, and 0.4 with several texts (64 x 197 tokens, 384 to 768
         wide, one thread). On a GPU keys and values are used.

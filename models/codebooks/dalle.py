@@ -9,15 +9,21 @@ from vlpipe.models.codebooks.base import Codebook
 
 
 class DalleBlock(nn.Module):
-    """(B, width_in, H, W) -> (B, width, H, W): a shortcut plus `gain` times four convolutions with ReLU before each."""
+    """(B, width_in, H, W) -> (B, width, H, W): a shortcut plus `gain` times four convolutions with ReLU before each.
 
-    def __init__(self, width_in: int, width: int, gain: float) -> None:
+    kernels: their sizes.
+    """
+
+    def __init__(
+        self, width_in: int, width: int, gain: float, kernels: tuple[int, int, int, int] = (3, 3, 3, 1)
+    ) -> None:
         super().__init__()
         inner, self.gain = width // 4, gain
-        self.conv1 = nn.Conv2d(width_in, inner, 3, padding=1)
-        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1)
-        self.conv3 = nn.Conv2d(inner, inner, 3, padding=1)
-        self.conv4 = nn.Conv2d(inner, width, 1)
+        a, b, c, d = kernels
+        self.conv1 = nn.Conv2d(width_in, inner, a, padding=a // 2)
+        self.conv2 = nn.Conv2d(inner, inner, b, padding=b // 2)
+        self.conv3 = nn.Conv2d(inner, inner, c, padding=c // 2)
+        self.conv4 = nn.Conv2d(inner, width, d, padding=d // 2)
         self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,31 +7,17 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpipe.models.codebooks.dalle import DalleBlock
+
 GROUPS = 4
 MARGIN = 0.1  # pixels are mapped from 0..1 to MARGIN..1 - MARGIN, so that their logits are bounded (A.3)
 
 
-class DalleDecoderBlock(nn.Module):
-    """(B, width_in, H, W) -> (B, width, H, W): a shortcut plus `gain` times four convolutions with ReLU before each.
-
-    In contrast to the encoder's, the first convolution is the one of single places.
-    """
+class DalleDecoderBlock(DalleBlock):
+    """As the encoder's, but the first convolution is the one of single places."""
 
     def __init__(self, width_in: int, width: int, gain: float) -> None:
-        super().__init__()
-        inner, self.gain = width // 4, gain
-        self.conv1 = nn.Conv2d(width_in, inner, 1)
-        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1)
-        self.conv3 = nn.Conv2d(inner, inner, 3, padding=1)
-        self.conv4 = nn.Conv2d(inner, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            y = conv(F.relu(y))
-        shortcut: Tensor = self.shortcut(x)
-        return shortcut + self.gain * y
+        super().__init__(width_in, width, gain, kernels=(1, 3, 3, 3))
 
 
 class DalleDecoder(nn.Module):

@@ -69,7 +69,7 @@ def to_detectron2(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     found = _OURS.fullmatch(name)
-    assert found, f"{name} is no weight of FasterRcnn"
+    assert found, f"{name} is not a weight of FasterRcnn"
     stage, block, layer, rest = found.groups()
     number = int(stage[-1]) + 1
     their_stage = "roi_heads.res5" if number == 5 else f"backbone.res{number}"

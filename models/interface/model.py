@@ -110,7 +110,7 @@ class Model(nn.Module):
         """Called before the first and after each optimiser step, without gradient: clamp a temperature, for example."""
 
     def lacks(self, capability: type) -> bool:
-        """Whether this model, as built, has no such capability although its class has the methods."""
+        """Returns whether this model, as built, has no such capability although its class has the methods."""
         return False
 
 

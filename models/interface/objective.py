@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.batch import IGNORE, Batch
 from vlpipe.models.interface.outputs import Outputs
 
 Scope = Literal["sample", "batch", "rank"]
@@ -23,6 +24,17 @@ class Term:
 
     total: Tensor  # scalar: the sum over the counted items
     count: Tensor | float  # how many items were summed; 0 is a mean of 0
+
+
+def classification(name: str, logits: Tensor, labels: Tensor) -> dict[str, Term | Tensor]:
+    """Returns `name`, the cross entropy in nats, and the diagnostic `name_accuracy`, of the items whose label is not IGNORE.
+
+    logits: (B, C, ...); labels: (B, ...) int64.
+    """
+    counted = labels != IGNORE
+    total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+    right = ((logits.argmax(1) == labels) & counted).sum().float()
+    return {name: Term(total, counted.sum()), f"{name}_accuracy": Term(right, counted.sum())}
 
 
 class Objective(nn.Module):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlpipe.models.interface.batch import IGNORE, Batch
 from vlpipe.models.interface.capabilities import Answers
-from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.objective import Objective, Term, classification
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.masked_lm import match_labels
 
@@ -40,8 +39,4 @@ class Answer(Objective):
         return out.answer.float(), self._labels(out.batch) != IGNORE
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
-        labels, logits = self._labels(out.batch), out.answer.float()
-        counted = labels != IGNORE
-        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
-        right = ((logits.argmax(1) == labels) & counted).sum().float()
-        return {"answer": Term(total, counted.sum()), "answer_accuracy": Term(right, counted.sum())}
+        return classification("answer", out.answer.float(), self._labels(out.batch))

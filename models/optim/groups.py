@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +48,18 @@ def parameter_groups(
 
     Raises ValueError if a rule or an entry of `no_decay` matches no parameter, or two rules match the same.
     """
-    params = {name.removeprefix("model."): p for name, p in net.named_parameters() if p.requires_grad}
+    whole = _whole_name(net)
+    params = [(whole(n).removeprefix("model."), p) for n, p in net.named_parameters() if p.requires_grad]
+    names = [name for name, _ in params]
     for part in defaults.no_decay:
-        if not any(part in name for name in params):
-            some = ", ".join(list(params)[:5])
+        if not any(part in name for name in names):
+            some = ", ".join(names[:5])
             raise ValueError(f"no_decay: no parameter name contains {part!r}; the names include {some}")
     for rule in rules:
-        check_globs((*rule.match, *rule.below), list(params), "groups")
-    depths = [_num_layers(rule, params) for rule in rules]
+        check_globs((*rule.match, *rule.below), names, "groups")
+    depths = [_num_layers(rule, names) for rule in rules]
     found: dict[Kind, list[nn.Parameter]] = {}
-    for name, parameter in params.items():
+    for name, parameter in params:
         own = [i for i, rule in enumerate(rules) if matches(name, (*rule.match, *rule.below))]
         if len(own) > 1:
             raise ValueError(
@@ -78,7 +80,19 @@ def parameter_groups(
     return dict(sorted(found.items()))
 
 
-def _num_layers(rule: ParameterGroup, names: Mapping[str, Any]) -> int:
+def _whole_name(net: nn.Module) -> Callable[[str], str]:
+    """Returns a function from the name of a part of a matrix that tensor parallelism has cut to the name of the matrix."""
+    cut = {name for name, module in net.named_modules() if getattr(module, "PARTS_OF_ONE", False)}
+
+    def whole(name: str) -> str:
+        owner, _, kind = name.rpartition(".")
+        owner = owner.rpartition(".")[0]
+        return f"{owner}.{kind}" if owner in cut else name
+
+    return whole
+
+
+def _num_layers(rule: ParameterGroup, names: Sequence[str]) -> int:
     if rule.layer_decay is None:
         return 0
     layers = {_layer(name) for name in names if matches(name, rule.match)}

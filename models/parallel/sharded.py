@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from vlpipe.models.parallel.layers import other_passes, units_of
 
@@ -155,7 +155,16 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     value = value.to(like.device)
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    (chunk,) = like.__create_chunk_list__()
+    where = tuple(slice(begin, begin + size) for begin, size in zip(chunk.offsets, chunk.sizes, strict=True))
+    return DTensor.from_local(
+        value[where].contiguous(),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
 
 
 def gathered(state: Any) -> dict[str, Tensor]:

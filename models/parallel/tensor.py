@@ -33,6 +33,8 @@ PLANS: dict[type[nn.Module], tuple[dict[str, int], tuple[str, ...]]] = {
 class Beside(nn.Module):
     """A linear layer of several equal matrices, such as queries, keys and values, as layers beside each other."""
 
+    PARTS_OF_ONE = True  # names of parameters, such as those in `groups`, mean the whole
+
     def __init__(self, linear: nn.Linear, num: int) -> None:
         super().__init__()
         biases = [None] * num if linear.bias is None else linear.bias.detach().chunk(num)
@@ -99,15 +101,27 @@ def _first(attention: Any, x: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
+def parts_of(net: nn.Module) -> dict[str, list[str]]:
+    """Returns the names of the parts, in their order, of each tensor of a net's state that is cut into layers beside each
+    other, by the name that it has without tensor parallelism.
+    """
+    return {
+        f"{name}.{kind}": [f"{name}.{i}.{kind}" for i, _ in enumerate(module.children())]
+        for name, module in net.named_modules()
+        if isinstance(module, Beside)
+        for kind, _ in next(module.children()).named_parameters()
+    }
+
+
 def joined(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a state of `net` with whole tensors under the names that it has without tensor parallelism."""
-    beside = {name: len(list(m.children())) for name, m in net.named_modules() if isinstance(m, Beside)}
+    parts = parts_of(net)
+    whole_of = {part: name for name, own in parts.items() for part in own}
     found: dict[str, Tensor] = {}
     for name, value in state.items():
-        owner, _, rest = name.rpartition(".")[0].rpartition(".")
-        kind = name.rpartition(".")[2]
-        if owner not in beside:
+        whole = whole_of.get(name)
+        if whole is None:
             found[name] = value
-        elif rest == "0":
-            found[f"{owner}.{kind}"] = torch.cat([state[f"{owner}.{i}.{kind}"] for i in range(beside[owner])])
+        elif name == parts[whole][0]:
+            found[whole] = torch.cat([state[part] for part in parts[whole]])
     return found

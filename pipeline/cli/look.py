@@ -167,7 +167,7 @@ def root_store(path: str) -> Store:
     store = Store(url if "://" in url else os.path.abspath(url))
     folders = step_folders(store)
     if not folders and not store.exists("_steps.json"):
-        raise VlpipeError(f"{store.url} is no output root, or nothing was run there yet")
+        raise VlpipeError(f"{store.url} is not an output root, or nothing was run there yet")
     check_format(store, old=bool(folders))
     refuse_half_done(store)
     return store

@@ -88,7 +88,7 @@ def describe(use: str) -> Described:
     """Returns a stage with its parameters, in the order of its class. Raises ValueError if there is no such stage."""
     cls = find(use, STAGES)
     if not issubclass(cls, Stage) or not dataclasses.is_dataclass(cls):
-        raise ValueError(f"{use} is no stage")
+        raise ValueError(f"{use} is not a stage")
     about = inspect.getdoc(cls) or ""
     properties = parameter_schemas(cls)[0]
     said: dict[str, str] = {}

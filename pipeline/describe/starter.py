@@ -182,6 +182,6 @@ def columns_of(path: str) -> Sequence[str]:
         try:
             row = json.loads(first)
         except ValueError as error:
-            raise VlpipeError(f"the first line of {shown(path, 400)} is no JSON: {error}") from error
+            raise VlpipeError(f"the first line of {shown(path, 400)} is not JSON: {error}") from error
         return list(row) if isinstance(row, dict) else []
     return next(csv.reader([first], delimiter="\t" if suffix == ".tsv" else ","), [])

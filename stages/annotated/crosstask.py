@@ -54,7 +54,7 @@ def read_videos(path: str | Path) -> set[tuple[str, str]]:
     """Returns the (task, video) of each line `TASK,VIDEO,URL`. Raises VlpipeError for a line of another form."""
     found = set()
     with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
+        for number, row in enumerate(csv.reader(file, strict=True), 1):
             if len(row) != 3 or not all(value.strip() for value in row):
                 raise VlpipeError(f"{path}, line {number}: wanted TASK,VIDEO,URL, got {shown(row)}")
             found.add((row[0].strip(), row[1].strip()))

@@ -143,7 +143,7 @@ class CaptionEndpoint(AsksServer, MapStage):
     def _language_problems(self) -> list[str]:
         if isinstance(self.languages, dict) and (unknown := sorted(set(self.languages) - set(self.prompts))):
             return [
-                f"languages: {unknown[0]!r} is no name of a prompt{did_you_mean(unknown[0], self.prompts)}"
+                f"languages: {unknown[0]!r} is not the name of a prompt{did_you_mean(unknown[0], self.prompts)}"
             ]
         if not self.languages:
             return []

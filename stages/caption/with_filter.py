@@ -21,7 +21,8 @@ from vlpipe.stages.caption.generate import Caption
 from vlpipe.stages.common.batches import encode_images, made_up, read_images, with_texts, without
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
-from vlpipe.stages.filter.itm import ITM, is_judged, judge, match_logits, threshold_problems
+from vlpipe.stages.common.scores import not_finite
+from vlpipe.stages.filter.itm import ITM, is_judged, judge, match_logits, threshold_problems, unscored
 from vlpipe.stages.inference.ahead import Ahead, Working
 
 if TYPE_CHECKING:
@@ -102,4 +103,5 @@ class CaptionAndFilter(Caption):
                 if is_judged(entry, self.sources)
             )
             judge(model, pairs, self.batch_size, self.max_text_length, self.threshold)
+        rejects += not_finite(table["id"], unscored(texts, self.sources))
         return Out(without(with_texts(table, texts), rejects), rejects)

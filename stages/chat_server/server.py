@@ -313,11 +313,11 @@ def _read(asked: Mapping[str, Any]) -> tuple[str, str]:
     prompt = " ".join(part["text"] for part in parts if part["type"] == "text")
     head, _, data = uri.partition(",")
     if not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise ValueError(f"the image is no data URI but {uri[:40]!r}")
+        raise ValueError(f"the image is not a data URI but {uri[:40]!r}")
     try:
         return hashlib.sha256(base64.b64decode(data, validate=True)).hexdigest(), prompt
     except binascii.Error as error:
-        raise ValueError("the image is no base64") from error
+        raise ValueError("the image is not base64") from error
 
 
 def _filler(spec: Mapping[str, Any], caption: str) -> Any:

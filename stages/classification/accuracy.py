@@ -16,6 +16,7 @@ from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images
 from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.loading.makers.label import need_label
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,8 @@ class Accuracy(GatherStage):
     """Emits RESULTS: `accuracy` (share of images whose class has the highest score), `accuracy@5` (is among the 5 highest),
     `accuracy_prior` (share of the most frequent class), `accuracy_se` (standard error of `accuracy`).
 
-    The column `label` (int32) has the classes; rows without one are left out. Images are resized without a crop.
+    The column `label` (int32) has the classes; rows without one are left out. Images are resized without a crop. Raises
+    VlpipeError for a label that is no class of the model.
     """
 
     NAME: ClassVar[str] = "classification.accuracy:Accuracy"
@@ -67,7 +69,10 @@ class Accuracy(GatherStage):
             return found.float().cpu()
 
         rows = encode_images(_rows(job, model.image_size, rejects), scores, self.batch_size)
-        found = [(label, _num_better(logits, label)) for label, logits in rows]
+        found = []
+        for (id_, label), logits in rows:
+            need_label(label, len(logits), f"row {id_}")
+            found.append((label, _num_better(logits, label)))
         job.reject(rejects)
         if not found:
             raise VlpipeError("classification.accuracy: there is no readable image with a label")
@@ -89,11 +94,11 @@ def _num_better(logits: torch.Tensor, label: int) -> int:
     return int((~(logits <= own)).sum() + (logits[:label] == own).sum())
 
 
-def _rows(job: Job, size: int, rejects: list[Reject]) -> Iterator[tuple[int, Pixels]]:
-    """Yields (label, pixels (3, S, S)) of the rows that have both."""
+def _rows(job: Job, size: int, rejects: list[Reject]) -> Iterator[tuple[tuple[str, int], Pixels]]:
+    """Yields ((row id, label), pixels (3, S, S)) of the rows that have both."""
     for data in job.inputs:
         for table in data.batches(["id", "label"], ["image"]):
-            labels = table["label"].to_pylist()
+            ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
             for row, pixels in read_images(table, size, rejects):
                 if labels[row] is not None:
-                    yield labels[row], pixels
+                    yield (ids[row], labels[row]), pixels

@@ -19,8 +19,8 @@ class ClassFolders(FolderSource):
     """Images in the folders CLASS/ below `images`, sorted by class and name. The text of a row is its class.
 
     Column `label` (int32): the place of the class among `classes`; without it, among the sorted names of the folders, which
-    must then be the same for training and evaluation. Hidden files are left out. Raises VlpipeError if there are no folders,
-    or one that is a link or not in `classes`.
+    must then be the same for training and evaluation (`probing` checks its inputs). Hidden files are left out. Raises
+    VlpipeError if there are no folders, or one that is a link or not in `classes`.
     """
 
     classes: tuple[str, ...] = ()

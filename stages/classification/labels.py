@@ -16,6 +16,7 @@ from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
 
+WORD = re.compile(r"\w+")
 LABEL = pa.field("label", pa.int32())  # of `stages.loading.makers.label`
 
 
@@ -37,10 +38,7 @@ class WordLabels(MapStage):
         return with_field(inp, LABEL)
 
     def preflight(self) -> list[str]:
-        lower = {word.lower() for word in self.words}
-        if len(lower) < len(self.words) or len(lower) < 2:
-            return [f"words: wanted at least 2 different classes, got {list(self.words)}"]
-        return []
+        return word_problems(self.words)
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -48,7 +46,7 @@ class WordLabels(MapStage):
             labels: list[int] = []
             rejects: list[Reject] = []
             for id_, texts in zip(rows["id"].to_pylist(), rows["texts"].to_pylist(), strict=True):
-                found = self._classes([t["text"] for t in texts or () if t["source"] == self.source])
+                found = words_in(self.words, [t["text"] for t in texts or () if t["source"] == self.source])
                 if len(found) == 1:
                     labels += found
                 else:
@@ -60,6 +58,20 @@ class WordLabels(MapStage):
 
         yield work
 
-    def _classes(self, texts: Sequence[str]) -> list[int]:
-        said = set(re.findall(r"\w+", " ".join(texts).lower()))
-        return [k for k, word in enumerate(self.words) if word.lower() in said]
+
+def word_problems(words: Sequence[str]) -> list[str]:
+    """Returns what is wrong with `words` as names of classes, of which a caption has one or none (`words_in`)."""
+    lower = {word.lower() for word in words}
+    if len(lower) < len(words) or len(lower) < 2:
+        return [f"words: wanted at least 2 different classes, got {list(words)}"]
+    return [
+        f"words: {word!r} is not one word, so no caption has it"
+        for word in words
+        if not WORD.fullmatch(word.lower())
+    ]
+
+
+def words_in(words: Sequence[str], texts: Sequence[str]) -> list[int]:
+    """Returns the places of those of `words` that the texts contain, whatever their case."""
+    said = set(WORD.findall(" ".join(texts).lower()))
+    return [k for k, word in enumerate(words) if word.lower() in said]

@@ -31,7 +31,7 @@ Times = npt.NDArray[np.float64]
 
 
 def windows_problems(columns: Iterable[str]) -> list[str]:
-    """Returns one line per name that is no column of windows."""
+    """Returns an error text for each name that is not a column of windows."""
     strange = [name for name in columns if name not in COLUMNS]
     return [f"windows: wanted some of {', '.join(COLUMNS)}; got {strange}"] if strange else []
 

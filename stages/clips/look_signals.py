@@ -20,12 +20,12 @@ from vlpipe.stages.video.frame_looks import LOOKS, looks_of
 
 @dataclass(frozen=True, kw_only=True)
 class LookSignals(MapStage):
-    """Adds the columns of `clips.frame_signals:FrameSignals`, with the same values, and decodes nothing.
+    """Adds the columns of `clips.frame_signals:FrameSignals`, with the same values, from stored measures of frames.
 
-    Only a clip in which no frame of the grid begins before its video ends has the last frame's values here; there it is
-    rejected. Reads the heavy column `frame_looks`: `looks:` of `features.frames:FrameFeatures` writes it for videos, and
-    `windows: [frame_looks]` of the step that makes the clips cuts it. Thresholds: as there. Reject code:
-    no_frames_in_window.
+    One difference: if no sampled frame of a clip begins before its video ends, this stage takes the measures of the video's
+    last frame, and `FrameSignals` rejects the clip. Reads the heavy column `frame_looks`: `features.frames:FrameFeatures`
+    with `looks:` writes it for videos, and the step that makes the clips cuts it with `windows: [frame_looks]`. Thresholds:
+    as in `FrameSignals`. Reject code: no_frames_in_window.
     """
 
     NAME: ClassVar[str] = "clips.look_signals:LookSignals"

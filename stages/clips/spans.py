@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean, shown
@@ -183,29 +183,44 @@ def _texts(value: Any, where: str) -> list[str]:
 def _columns(path: str, names: Mapping[str, str]) -> list[list[Any]]:
     """Returns the values of the columns, of a csv or tsv as text. names: parameter -> column.
 
-    Raises SchemaError if a column is missing, or is there twice.
+    Raises SchemaError if a column is missing, or is there twice; VlpipeError for a file that cannot be read.
     """
     try:
         if path.endswith(".parquet"):
             table = pq.read_table(path)
+            there = table.column_names
         else:
-            options = pyarrow.csv.ParseOptions(
-                delimiter="\t" if path.endswith(".tsv") else ",", newlines_in_values=True
-            )
-            # else 007 becomes 7, and a column of numbers is no text
-            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names.values(), pa.string()))
-            table = pyarrow.csv.read_csv(path, parse_options=options, convert_options=as_text)
-    except (OSError, pa.ArrowInvalid) as error:
+            there, rows = _fields(path)
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise VlpipeError(f"clips.spans: {path} cannot be read as .parquet, .csv or .tsv: {error}") from error
     for parameter, name in names.items():
-        if name not in table.column_names:
+        if name not in there:
             raise SchemaError(
-                f"clips.spans: {path} has no column {name!r}{did_you_mean(name, table.column_names)} "
+                f"clips.spans: {path} has no column {name!r}{did_you_mean(name, there)} "
                 f"(`{parameter}` names a column of the list)"
             )
-        if (num := table.column_names.count(name)) > 1:
+        if (num := there.count(name)) > 1:
             raise SchemaError(f"clips.spans: {path} has the column {name!r} {num} times; wanted one")
-    return [table[name].to_pylist() for name in names.values()]
+    if path.endswith(".parquet"):
+        return [table[name].to_pylist() for name in names.values()]
+    return [[row[there.index(name)] for row in rows] for name in names.values()]
+
+
+def _fields(path: str) -> tuple[list[str], list[list[str]]]:
+    """Returns the names of the columns of a csv or tsv, and the fields of its rows.
+
+    Raises csv.Error for a row with more or fewer fields, and for a quotation mark that is left open: the rows below it would
+    be read as one text.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter="\t" if path.endswith(".tsv") else ",", strict=True)
+        there = next(reader, [])
+        rows = []
+        for row in reader:
+            if row and len(row) != len(there):
+                raise csv.Error(f"line {reader.line_num} has {len(row)} fields, wanted {len(there)}")
+            rows += [row] if row else []
+    return there, rows
 
 
 def _clips(video: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[dict[str, Any]]:

@@ -75,12 +75,12 @@ def word_repetition(text: pa.Array) -> pa.Array:
 
 
 def is_url(text: pa.Array) -> pa.Array:
-    """Whether the text is only a URL: one word that begins with `www.` or with a scheme and `://`."""
+    """Returns whether the text is only a URL: one word that begins with `www.` or with a scheme and `://`."""
     return pc.match_substring_regex(text, URL_ONLY, ignore_case=True)
 
 
 def is_file_name(text: pa.Array) -> pa.Array:
-    """Whether the text is only an image file name, or a default name of cameras and programs (`IMG_1234`)."""
+    """Returns whether the text is only an image file name, or a default name of cameras and programs (`IMG_1234`)."""
     return pc.match_substring_regex(text, FILE_NAME)
 
 

@@ -42,7 +42,7 @@ class Loaded:
         return int(self.model.streams()["image"]["size"])
 
     def can(self, capability: type) -> bool:
-        """Whether the model has a capability (of `models.interface.capabilities`)."""
+        """Returns whether the model has a capability (of `models.interface.capabilities`)."""
         return not missing(self.model, [capability])
 
     def outputs(self, **streams: Stream) -> Outputs:

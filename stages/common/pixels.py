@@ -129,7 +129,7 @@ def decode(
     at_least: tuple[int, int] | None = None,
     admit: Callable[[int], object] = int,
 ) -> Image.Image:
-    """Returns the first frame as upright RGB. Raises RowFault as `verify`, except transparent and damaged.
+    """Returns the first frame as upright RGB. Raises RowFault with the codes of `verify` but `transparent` and `damaged`.
 
     max_pixels: None (no limit) for stored images, which the step that stored them has checked by its own limit.
     at_least: min (width, height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no

@@ -136,7 +136,7 @@ class RuleInput:
 
     @property
     def judges_texts(self) -> bool:
-        """Whether the rule drops texts rather than rejects rows."""
+        """Returns whether the rule drops texts rather than rejects rows."""
         return self.kind.startswith("text")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,15 @@ def name_of(model: Weights | None, given: str, *, default: str = "", endings: Se
         return model.path
     name = Path(model.path).name
     return next((name.removesuffix(end) for end in endings if name.endswith(end)), name)
+
+
+def not_finite(ids: pa.ChunkedArray, rows: Iterable[int]) -> list[Reject]:
+    """Returns one reject (fault, not_finite) for each of the `rows`, in which a model gave a score that is no finite number.
+
+    Stored as null, such a score would count as one that nobody asked for.
+    """
+    detail = "the model gives no finite number; set precision: fp32, or look for damaged weights"
+    return [Reject(ids[row].as_py(), "fault", "not_finite", detail) for row in sorted(set(rows))]
 
 
 def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:

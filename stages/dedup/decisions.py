@@ -6,6 +6,7 @@ the better row. The witness of a dropped row is the row that it duplicates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -16,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places
-from vlpipe.stages.dedup.image_counts import COUNTS
+from vlpipe.stages.dedup.image_counts import COUNTS, image_counts, with_counts
 from vlpipe.stages.dedup.row_ids import Names
 
 DECISIONS = pa.schema(
@@ -210,6 +212,22 @@ def decision_table(ids: Names, order: Places, duplicates: DuplicateArrays, rows:
     return pa.concat_tables(
         [DECISIONS.empty_table(), *(block(rows[start : start + ROW_GROUP_ROWS]) for start in starts)]
     )
+
+
+def decide_new(
+    inputs: Sequence[Dataset], ids: Names, numbers: Places, keep_order: Places, edges: Edges
+) -> pa.Table:
+    """Returns DECISIONS of the rows of `inputs` by the rule "greedy". Rows of an earlier set are better than all of them.
+
+    ids: of all rows, by row number. numbers: row numbers, those of `inputs` first, in input order. keep_order: the rows of
+    `inputs`, best first. edges: between row numbers.
+    """
+    num_new = len(keep_order)
+    new = numbers[:num_new]
+    order = np.concatenate([np.arange(num_new, len(ids)), new[keep_order]])
+    duplicates = decide(len(ids), placed(edges, order), "greedy")
+    counts = image_counts(inputs, groups_of(order, duplicates)[new])
+    return with_counts(decision_table(ids, order, duplicates, new), counts)
 
 
 def write_decisions(folder: str, decisions: pa.Table) -> None:

@@ -26,15 +26,11 @@ from vlpipe.stages.common.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
     DECISIONS_REFERENCES,
-    decide,
-    decision_table,
-    groups_of,
-    placed,
+    decide_new,
     say_counts,
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import EDGES_REFERENCES, KINDS, Edges, Places, with_copies, write_edges
-from vlpipe.stages.dedup.image_counts import image_counts, with_counts
 from vlpipe.stages.dedup.keep_order import read_rows
 from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
 from vlpipe.stages.dedup.row_ids import PACKED, digest_words, packed
@@ -87,11 +83,7 @@ class ExactDuplicates(GatherStage):
         edges = self._near(leader, looks, num_new)
         edges = with_copies(edges, leader, num_new, "same_bytes")
         write_edges(job.artifacts, ids, num_new, edges, 1 - self.max_distance / 64 if self.phash else 1.0)
-        order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
-        duplicates = decide(len(ids), placed(edges, order), "greedy")
-        decisions = decision_table(ids, order, duplicates, numbers[:num_new])
-        groups = groups_of(order, duplicates)[numbers[:num_new]]
-        decisions = with_counts(decisions, image_counts(job.inputs, groups))
+        decisions = decide_new(job.inputs, ids, numbers, rows.order, edges)
         decisions = _with_faults(decisions, looks and looks.take(numbers[:num_new]))
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)

@@ -27,15 +27,11 @@ from vlpipe.stages.dedup.cosine import workers
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
     DECISIONS_REFERENCES,
-    decide,
-    decision_table,
-    groups_of,
-    placed,
+    decide_new,
     say_counts,
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import EDGES_REFERENCES, with_copies, write_edges
-from vlpipe.stages.dedup.image_counts import image_counts, with_counts
 from vlpipe.stages.dedup.keep_order import read_rows
 from vlpipe.stages.dedup.search import Plan, search
 from vlpipe.stages.dedup.vectors import (
@@ -119,11 +115,7 @@ class FaissDuplicates(GatherStage):
             near = search(faiss, at, store, vectors, np.unique(leader), own, plan)
         edges = with_copies(near, leader, num_new, "same_vector")
         write_edges(job.artifacts, ids, num_new, edges, self.threshold)
-        order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
-        duplicates = decide(len(ids), placed(edges, order), "greedy")
-        decisions = decision_table(ids, order, duplicates, numbers[:num_new])
-        groups = groups_of(order, duplicates)[numbers[:num_new]]
-        decisions = with_counts(decisions, image_counts(job.inputs, groups))
+        decisions = decide_new(job.inputs, ids, numbers, rows.order, edges)
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(f"{say_counts(decisions)}; {len(edges.a):,} pairs at cosine >= {self.threshold:g}")

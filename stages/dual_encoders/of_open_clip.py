@@ -61,7 +61,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
         found = json.loads((folder / OPEN_CLIP).read_text(encoding="utf-8"))
         return {**found, "model_cfg": dict(found["model_cfg"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise VlpipeError(f"{folder / OPEN_CLIP} is no config of open_clip: {error!r}") from error
+        raise VlpipeError(f"{folder / OPEN_CLIP} is not a config of open_clip: {error!r}") from error
 
 
 def prepared(config: Mapping[str, Any], side: int, image: Image.Image) -> Pixels:

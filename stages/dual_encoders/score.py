@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.stages.common.batches import encode_images, made_up, read_prepared, without
-from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.scores import not_finite, with_columns
 from vlpipe.stages.common.texts import FlatTexts, Mask
 from vlpipe.stages.dual_encoders.towers import Encoders, cosine, probability
 from vlpipe.stages.inference.ahead import Ahead
@@ -25,7 +25,8 @@ def add_scores(
     as_probability: bool = False,
     where: Mask | None = None,
 ) -> Out:
-    """Returns `rows` with the column: list<float32>, one score per text, and a reject per image that cannot be decoded.
+    """Returns `rows` with the column: list<float32>, one score per text, and a reject per image that cannot be decoded, and
+    per row with a score that is not finite.
 
     Texts that are dropped, or not of `sources` (empty: of any source), get null, and so do all texts of rows that are False
     in `where` (N,), whose images are not decoded. as_probability: sigmoid(scale x cosine + bias) in place of the cosine.
@@ -43,6 +44,7 @@ def add_scores(
     for i, vector in zip(wanted, model.texts(texts, batch_size), strict=True):
         similarity = cosine(vectors[int(flat.row[i])].numpy(), vector)
         scores[i] = probability(similarity, model.scale, model.bias or 0.0) if as_probability else similarity
+    rejects += not_finite(rows["id"], (int(flat.row[i]) for i in wanted if not np.isfinite(scores[i])))
     values = flat.nested(pa.array(scores, mask=np.isnan(scores)))
     return Out(without(with_columns(rows, **{column: values}), rejects), rejects)
 

@@ -70,7 +70,7 @@ def _value(name: str, value: Any, dtype: pa.DataType) -> Any:
         return None
     if pa.types.is_list(dtype):
         if not isinstance(value, list) or len(value) > MAX_ITEMS:
-            raise BadJson(f"{name} is no array of at most {MAX_ITEMS}")
+            raise BadJson(f"{name} is not an array of at most {MAX_ITEMS}")
         return [_value(name, one, dtype.value_type) for one in value]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if pa.types.is_string(dtype) and isinstance(value, str):
@@ -81,4 +81,4 @@ def _value(name: str, value: Any, dtype: pa.DataType) -> Any:
         return float(value)
     if pa.types.is_integer(dtype) and is_number and abs(value) < MAX_INT and value == int(value):
         return int(value)
-    raise BadJson(f"{name} is no {dtype}")
+    raise BadJson(f"{name} is not of type {dtype}")

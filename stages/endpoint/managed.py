@@ -121,7 +121,8 @@ class ManagedServer:
         spec = self._spec
         if spec.environment and not Path(spec.environment, "bin").is_dir():
             raise ServerNotReady(
-                f"server.environment: {spec.environment} on {os.uname().nodename} is no environment: it has no folder bin"
+                f"server.environment: {spec.environment} on {os.uname().nodename} is not an environment: it has "
+                "no folder bin"
             )
         command, environ = spec.filled(self._port, self._model), spec.environ()
         program = shutil.which(command[0], path=environ.get("PATH"))

@@ -90,7 +90,7 @@ def is_refusal(caption: str, more: Sequence[str] = ()) -> bool:
 
 
 def loops(text: str, repeats: int = 4) -> bool:
-    """Whether an n-gram of up to MAX_GRAM words (characters, in scripts without spaces) occurs `repeats` times in a row.
+    """True if an n-gram of up to MAX_GRAM words (characters, in scripts without spaces) occurs `repeats` times in a row.
 
     A single word has to occur twice as often: "very very very very good" is no loop. Linear in the length of the text.
     """

@@ -62,7 +62,7 @@ def encoded_anew(data: bytes, sent: Sent) -> bytes:
 
 
 def _is_plain(data: bytes) -> bool:
-    """Whether a file may be sent as it is: it has no EXIF, which may turn it or tell where it was taken, and no alpha."""
+    """Returns whether a file may be sent as it is: it has no EXIF, which may turn it or tell a place, and no alpha."""
     if b"Exif" in data or b"eXIf" in data or b"EXIF" in data:
         return False
     if data[:4] == b"\x89PNG":

@@ -139,6 +139,18 @@ class Request:
         return b"".join((self.head, uri, self.tail))
 
 
+def _orders(value: Any) -> list[list[str]]:
+    """Returns the names of each `properties` of JSON schemas in `value` that are not sorted, in their order.
+
+    A server writes the properties in the order of the schema, so that the answer depends on it.
+    """
+    if isinstance(value, Mapping):
+        names = list(value["properties"]) if isinstance(value.get("properties"), Mapping) else []
+        inner = [order for key in sorted(value) for order in _orders(value[key])]
+        return inner if names == sorted(names) else [names, *inner]
+    return [order for one in value for order in _orders(one)] if isinstance(value, list) else []
+
+
 class Builder:
     """Builds requests. sampling: fields of the body that do not depend on the row, `model` included; image: settings of the
     resize, None if no image is sent; revision: of the model, which is in the hash and not in the body."""
@@ -146,7 +158,7 @@ class Builder:
     def __init__(
         self, sampling: Mapping[str, Any], system: str, image: Mapping[str, Any] | None, revision: str
     ) -> None:
-        asked = [sampling, system, image, revision]
+        asked = [sampling, system, image, revision, *_orders(sampling)]
         self._static = json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()
         first = f'{{"role":"system","content":{json.dumps(system)}}},' if system else ""
         picture = '[{"type":"image_url","image_url":{"url":"' if image is not None else ""

@@ -50,7 +50,7 @@ def answer_of(request: Request, response: Response, secret: str = "") -> Answer:
         message = choice["message"]
         text, refusal = _text(message.get("content"), secret), _string(message.get("refusal"), secret)
         if text is None and refusal is None and message.get("content") is not None:
-            raise TypeError("content is no text")
+            raise TypeError("content is not a text")
         usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
         return _made(
             request,

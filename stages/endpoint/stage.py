@@ -152,7 +152,7 @@ def _url_problems(url: str) -> list[str]:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        return [f"base_url: {url[:80]!r} is no URL"]
+        return [f"base_url: {url[:80]!r} is not a URL"]
     if not is_good:
         return [f"base_url: wanted http://HOST:PORT/v1 or https://..., got {url[:80]!r}"]
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -191,7 +191,7 @@ def _rows(job: Job, columns: Sequence[str]) -> Iterator[Row]:
 def _found(logits: Tensor, wanted: Sequence[int]) -> list[bool]:
     """Returns for each k of TOP whether all `wanted` ids are among the k largest of their logits (N, V)."""
     own = logits.gather(1, logits.new_tensor(wanted).long()[:, None])
-    rank = (logits >= own).sum(1) - 1  # ties count against the word
+    rank = (~(logits < own)).sum(1) - 1  # ties count against the word, and what is no number
     return [bool((rank < k).all()) for k in TOP]
 
 

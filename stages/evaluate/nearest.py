@@ -6,7 +6,7 @@ credited with what the order of the rows happens to give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,14 +32,48 @@ class Nearest:
         return np.take_along_axis(self.order, again, axis=1)
 
 
+class Owned:
+    """Which texts are right for an image: its own, and those that read the same. owner (T,): of the image of each text."""
+
+    def __init__(self, owner: Order, texts: Sequence[str] | None = None) -> None:
+        """texts: the T texts; None: no two of them are equal."""
+        alike = (
+            np.arange(len(owner))
+            if texts is None
+            else np.unique(np.array(texts, object), return_inverse=True)[1]
+        )
+        self.owner, self.alike, self._num = owner, alike, int(alike.max(initial=-1)) + 1
+        self._pairs = np.unique(owner * self._num + alike)  # of an image and a text that is right for it
+        self._order = np.argsort(alike, kind="stable")
+        self._starts = np.searchsorted(alike[self._order], np.arange(self._num + 1))
+
+    def right_texts(self, texts: Order) -> Flags:
+        """texts (I, k): indices of texts beside each image. Returns which are right, (I, k)."""
+        return np.asarray(
+            np.isin(np.arange(len(texts))[:, None] * self._num + self.alike[texts], self._pairs)
+        )
+
+    def right_images(self, images: Order) -> Flags:
+        """images (T, k): indices of images beside each text. Returns which own the text, (T, k)."""
+        return np.asarray(images == self.owner[:, None])
+
+    def block(self, start: int, stop: int) -> Flags:
+        """Returns which of all texts are right for each image from `start` on, (stop - start, T)."""
+        right = np.zeros((stop - start, len(self.owner)), bool)
+        first, last = np.searchsorted(self._pairs, [start * self._num, stop * self._num])
+        for image, text in zip(*np.divmod(self._pairs[first:last], max(1, self._num)), strict=True):
+            right[image - start, self._order[self._starts[text] : self._starts[text + 1]]] = True
+        return right
+
+
 def both_ways(
-    images: Scores, texts: Scores, k: int, owner: Order, block_values: int = BLOCK_VALUES
+    images: Scores, texts: Scores, k: int, owned: Owned, block_values: int = BLOCK_VALUES
 ) -> tuple[Nearest, Nearest]:
     """Returns the k nearest texts of each image (I, D), and the k nearest images of each text (T, D), by dot product.
 
     Images with several vectors, (I, Q, D), are as similar to a text as the nearest of these. Fewer than k where there are
-    fewer. owner (T,): of the image that each text belongs to. Ties: the texts and images that do not belong together first,
-    then the lower index. Memory: k similarities per query and one block.
+    fewer. Ties: texts that are not right for the image and images that do not own the text first, then the lower index.
+    Memory: k similarities per query and one block.
     """
     num_parts = 1 if images.ndim == 2 else images.shape[1]
     size = max(1, block_values // (num_parts * len(texts)))
@@ -48,12 +82,11 @@ def both_ways(
     for start in range(0, len(images), size):
         sims = images[start : start + size] @ texts.T
         sims = sims if images.ndim == 2 else sims.max(axis=1)
-        own = owner[None] == np.arange(start, start + len(sims))[:, None]
-        found = best(sims, k, own)
+        found = best(sims, k, owned.block(start, start + len(sims)))
         orders.append(found.order)
         scores.append(found.scores)
-        new = best(sims.T, k, own.T)
-        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k, owner)
+        new = best(sims.T, k, owned.owner[:, None] == np.arange(start, start + len(sims)))
+        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k, owned)
     return Nearest(np.concatenate(orders), np.concatenate(scores)), of_texts
 
 
@@ -79,11 +112,11 @@ def _sorted(distances: Scores, right: Flags | None) -> Order:
     return np.lexsort((right, distances), axis=-1)
 
 
-def _merged(before: Nearest, new: Nearest, k: int, owner: Order) -> Nearest:
+def _merged(before: Nearest, new: Nearest, k: int, owned: Owned) -> Nearest:
     """Returns the k highest of both for each text. Indices in `before` are lower than all in `new`."""
     scores = np.concatenate([before.scores, new.scores], axis=1)
     order = np.concatenate([before.order, new.order], axis=1)
-    keep = _sorted(-scores, order == owner[:, None])[:, :k]
+    keep = _sorted(-scores, owned.right_images(order))[:, :k]
     return Nearest(np.take_along_axis(order, keep, axis=1), np.take_along_axis(scores, keep, axis=1))
 
 

@@ -7,7 +7,6 @@ it has a closed form, so the result has no learning rate or seed.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, Stage
+from vlpipe.stages.classification.labels import word_problems, words_in
 from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import need_heldout
@@ -27,6 +27,7 @@ from vlpipe.stages.evaluate.heldout import need_heldout
 Features = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 THUMBNAIL = 8  # pixels; raw-pixel features are the image averaged to 8 x 8 x 3
+MIN_ROWS = 5  # a fifth of the rows chooses the penalty
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # of ridge regression, times the number of rows
 
 
@@ -36,7 +37,8 @@ class LinearProbe(GatherStage):
     the most frequent class), `probe_se` (standard error of `probe`).
 
     The classifier is fitted on all inputs but the last. words: the classes; a row's class is the one of these words that
-    its captions contain, and rows with none or several are left out. The L2 penalty is chosen on a fifth of the rows.
+    its captions contain, and rows with none or several are left out. The L2 penalty is chosen on a fifth of the rows. Raises
+    VlpipeError for fewer than 5 rows to fit on, or none to test, and for embeddings that are not finite.
     """
 
     NAME: ClassVar[str] = "evaluate.probe:LinearProbe"
@@ -53,10 +55,7 @@ class LinearProbe(GatherStage):
         return RESULTS
 
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
-        if len(set(self.words)) < 2:
-            problems.append(f"words: a probe needs at least 2 different classes, got {self.words}")
-        return problems
+        return batch_size_problems(self.batch_size) + word_problems(self.words)
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import EmbedsImages
@@ -74,15 +73,15 @@ class LinearProbe(GatherStage):
             )
         model = load(self.model, needs=[EmbedsImages])
         rejects: list[Reject] = []
-        sides = []
+        sides: list[tuple[Features, Labels]] = []
         for inputs in (job.inputs[:-1], job.inputs[-1:]):
             rows = encode_images(
                 self._rows(inputs, model.image_size, rejects),
                 lambda pixels: _both(pixels, model.embed_images(pixels)),
                 self.batch_size,
             )
-            labels, features = zip(*((label, f.double().cpu().numpy()) for label, f in rows), strict=True)
-            sides.append((np.array(features), np.array(labels)))
+            found = [(label, f.double().cpu().numpy()) for label, f in rows]
+            sides.append(_side(found, ", ".join(data.name for data in inputs), 1 if sides else MIN_ROWS))
         job.reject(rejects)
         (features, labels), (tested, truth) = sides
         own = slice(3 * THUMBNAIL**2, None), slice(0, 3 * THUMBNAIL**2)
@@ -90,13 +89,13 @@ class LinearProbe(GatherStage):
             float((fitted(features[:, s], labels, len(self.words))(tested[:, s]) == truth).mean())
             for s in own
         )
-        found = {
+        figures = {
             "probe": accuracy,
             "probe_pixels": of_pixels,
             "probe_prior": float((truth == np.bincount(labels).argmax()).mean()),
             "probe_se": math.sqrt(accuracy * (1 - accuracy) / len(truth)),
         }
-        rows_ = [{"name": name, "value": value, "num_rows": len(truth)} for name, value in found.items()]
+        rows_ = [{"name": name, "value": value, "num_rows": len(truth)} for name, value in figures.items()]
         job.emit(pa.Table.from_pylist(rows_, RESULTS))
 
     def _rows(
@@ -111,9 +110,21 @@ class LinearProbe(GatherStage):
                         yield label, pixels
 
     def _label(self, texts: Sequence[str]) -> int | None:
-        said = set(re.findall(r"\w+", " ".join(texts).lower()))
-        found = [k for k, word in enumerate(self.words) if word.lower() in said]
+        found = words_in(self.words, texts)
         return found[0] if len(found) == 1 else None
+
+
+def _side(found: Sequence[tuple[int, Features]], names: str, least: int) -> tuple[Features, Labels]:
+    """Returns the features (N, D) and the classes (N,). Raises VlpipeError for fewer than `least`, or not finite."""
+    if len(found) < least:
+        raise VlpipeError(
+            f"evaluate.probe: wanted {least} readable images or more whose captions have one of `words`, got {len(found)} "
+            f"in {names}"
+        )
+    features = np.stack([one for _, one in found])
+    if not np.isfinite(features).all():
+        raise VlpipeError("evaluate.probe: the model gives an embedding that is not finite")
+    return features, np.array([label for label, _ in found])
 
 
 def _both(pixels: Any, feats: Any) -> Any:

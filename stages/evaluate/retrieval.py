@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
@@ -23,7 +24,7 @@ from vlpipe.stages.common.batches import batch_size_problems, encode_images, fix
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
-from vlpipe.stages.evaluate.nearest import Candidates, Order, Scores, both_ways
+from vlpipe.stages.evaluate.nearest import Candidates, Order, Owned, Scores, both_ways
 from vlpipe.stages.filter.itm import match_logits
 from vlpipe.stages.inference.ahead import Ahead
 from vlpipe.stages.inference.stage import RunsModel
@@ -39,8 +40,8 @@ Hits = npt.NDArray[np.bool_]
 class Retrieval(RunsModel, GatherStage):
     """Emits RESULTS: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
-    `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
-    caption. Ties count as wrong. An image may have several captions. Of a model that embeds an
+    `tr@k`: at least one caption of the image, or a text that reads the same, is among its top k texts. `ir@k`: the image
+    is among the top k of its caption. Ties count as wrong. An image may have several captions. Of a model that embeds an
     image several times (BLIP-2), the nearest embedding counts.
     Artifact `items.parquet` (columns: ITEMS): whether each query is a hit (0 or 1), for `evaluate.compare`. The item of an
     image is its row id, that of its caption k (from 0) is `ID#k`.
@@ -50,7 +51,7 @@ class Retrieval(RunsModel, GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
-    VERSION: ClassVar[int] = 3  # 2: items.parquet; 3: ties count as wrong
+    VERSION: ClassVar[int] = 3  # 2: items.parquet; 3: ties count as wrong, equal texts as one
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
@@ -93,17 +94,19 @@ class Retrieval(RunsModel, GatherStage):
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
         texts = [text for _, several in rows for text in several]
-        owner = np.repeat(np.arange(len(rows)), [len(several) for _, several in rows])  # (T,)
-        of_images, of_texts = both_ways(
-            image_feats, self._text_feats(texts, model), max(self.k_test, *RECALL_AT), owner
-        )
-        found = hits("itc_", of_images.order, of_texts.order, owner)
+        text_feats = self._text_feats(texts, model)
+        if not (np.isfinite(image_feats).all() and np.isfinite(text_feats).all()):
+            raise VlpipeError(
+                f"evaluate.retrieval: the model in {self.model.path} gives embeddings that are not finite numbers"
+            )
+        owned = Owned(np.repeat(np.arange(len(rows)), [len(several) for _, several in rows]), texts)
+        of_images, of_texts = both_ways(image_feats, text_feats, max(self.k_test, *RECALL_AT), owned)
+        found = hits("itc_", of_images.order, of_texts.order, owned)
         if self.k_test:
             pairs = self._match(job, model, texts, Candidates(of_images, of_texts))
-            own_texts = owner[of_images.order] == np.arange(len(rows))[:, None]
-            texts_again = of_images.reranked(pairs.logits_of_images, own_texts)
-            images_again = of_texts.reranked(pairs.logits_of_texts, of_texts.order == owner[:, None])
-            found |= hits("", texts_again, images_again, owner)
+            texts_again = of_images.reranked(pairs.logits_of_images, owned.right_texts(of_images.order))
+            images_again = of_texts.reranked(pairs.logits_of_texts, owned.right_images(of_texts.order))
+            found |= hits("", texts_again, images_again, owned)
         ids = [id_ for id_, _ in rows]
         of_queries = {
             "tr": [(id_, id_) for id_ in ids],
@@ -147,17 +150,17 @@ class Retrieval(RunsModel, GatherStage):
         return pairs
 
 
-def hits(prefix: str, texts: Order, images: Order, owner: Order) -> dict[str, Hits]:
+def hits(prefix: str, texts: Order, images: Order, owned: Owned) -> dict[str, Hits]:
     """Returns `tr@k` -> (I,) and `ir@k` -> (T,), with `prefix` before their names: True for each query that is a hit.
 
-    texts (I, k): indices of the top texts per image; images (T, k): of the top images per text; owner (T,): of the image
-    that each text belongs to.
+    texts (I, k): indices of the top texts per image; images (T, k): of the top images per text.
     """
-    found = {
-        "tr": owner[texts] == np.arange(len(texts))[:, None],  # (I, k)
-        "ir": images == owner[:, None],  # (T, k)
+    found = {"tr": owned.right_texts(texts), "ir": owned.right_images(images)}
+    return {
+        f"{prefix}{way}@{k}": np.asarray(hit[:, :k].any(axis=1))
+        for way, hit in found.items()
+        for k in RECALL_AT
     }
-    return {f"{prefix}{way}@{k}": hit[:, :k].any(axis=1) for way, hit in found.items() for k in RECALL_AT}
 
 
 def recalls(found: Mapping[str, Hits]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ FILE = "captions.json"
 @dataclass(frozen=True, kw_only=True)
 class WriteBlipJson(GatherStage):
     """Artifacts: captions.json, one entry per text, and `images/SHARD/ID.jpg`, the stored bytes; `image` is the path
-    relative to captions.json. Output rows (columns: WRITTEN): one, of captions.json.
+    relative to captions.json; a / in an id is %2F there. Output rows (columns: WRITTEN): one, of captions.json.
 
     texts: which of the kept texts, `first`, `best` (highest score) or `all`. sources: use only texts of these; None: all.
     Rows without such a text are rejected (filtered, no_text_kept). images: False: entries have the row's `url` instead of
@@ -125,7 +125,7 @@ class WriteBlipJson(GatherStage):
             )
         if row["image"] is None:
             raise VlpipeError(f"row {row['id']} has no image; an earlier step must reject such rows")
-        rel = f"{name}/{row['id'].replace('/', '_')}.{ending}"
+        rel = f"{name}/{row['id'].replace('%', '%25').replace('/', '%2F')}.{ending}"
         work.write_bytes(rel, row["image"], sync_folder=False)
         return rel
 

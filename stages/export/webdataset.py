@@ -116,8 +116,13 @@ class WriteWebdataset(GatherStage):
 def sample(
     row: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], source_keys: bool = False
 ) -> dict[str, bytes]:
-    """Returns a row's tar members: name -> bytes. Raises VlpipeError for an unknown format or a missing image."""
+    """Returns a row's tar members: name -> bytes.
+
+    Raises VlpipeError for an unknown format, a missing image, or an id with a dot.
+    """
     id_, ending = row["id"], ENDINGS.get(row["format"])
+    if "." in id_:  # rows cat.1 and cat.2 would be read as one sample, cat
+        raise VlpipeError(f"row {id_}: its id has a dot, at which webdataset ends the key of a sample")
     if ending is None:
         raise VlpipeError(f"row {id_}: unknown format {row['format']!r}; known: {', '.join(ENDINGS)}")
     if row["image"] is None:

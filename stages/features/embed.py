@@ -31,6 +31,7 @@ from vlpipe.stages.common.batches import (
     without,
 )
 from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.scores import not_finite
 from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
 
@@ -50,6 +51,7 @@ class Embed(RunsModel, MapStage):
     model: an image-text model, whose image features in the contrastive space are used; without it, the tiny-images
     descriptor is used, D = 768.
     dim: D, the model's `embed_dim`; required if an earlier step makes the model (`model: {from: pretrain}`).
+    Rows are rejected (fault) if their image cannot be decoded, or its vector has a value that is not finite (not_finite).
     """
 
     NAME: ClassVar[str] = "features.embed:Embed"
@@ -129,8 +131,11 @@ class Embed(RunsModel, MapStage):
         rejects: list[Reject] = []
         images = read_images(table, model.image_size, rejects, ahead)
         found = encode_images(images, model.embed_images, self.batch_size, ahead)
-        vectors = [vector.float().cpu().numpy() for _, vector in found]
-        return _with_embedding(table, vectors, rejects, model.model.embed_dim)
+        vectors = {row: vector.float().cpu().numpy() for row, vector in found}
+        lost = [row for row, vector in vectors.items() if not np.isfinite(vector).all()]
+        rejects += not_finite(table["id"], lost)
+        kept = [vector for row, vector in vectors.items() if row not in lost]
+        return _with_embedding(table, kept, rejects, model.model.embed_dim)
 
     def _tiny_vectors(self, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []

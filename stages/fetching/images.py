@@ -28,7 +28,7 @@ from vlpipe.stages.images.resize import Resize
 from vlpipe.stages.lists.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.lists.text_limit import TextLimit
 from vlpipe.stages.tars.samples import ORIGINAL
-from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
+from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_opt_out
 from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.url import unescaped
 
@@ -140,7 +140,7 @@ class Fetching(SourceStage):
         return HostGate(
             limits.politeness,
             context.once(OptedOut),
-            partial(is_no, bot=limits.product, signals=self.opt_out),
+            partial(is_opt_out, bot=limits.product, signals=self.opt_out),
         )
 
     def _limits(self) -> Limits:

@@ -32,7 +32,8 @@ from vlpipe.stages.judging.column import with_score
 class ClipScore(RunsModel, MapStage):
     """Adds `clip_score`: list<float32>, the cosine of the text's and the image's embeddings, -1 to 1, for each text.
 
-    Texts that are already dropped get null and are not computed. Rows with an undecodable image are rejected (fault).
+    Texts that are already dropped get null and are not computed. Rows with an undecodable image are rejected
+    (fault), and those with a score that is no finite number (not_finite).
     model: a transformers CLIPModel (folder or hub id), or a model of this package that embeds images and texts. encoder:
     the model's name in rules; default: the hub id, the folder's name or the step. column: another name than `clip_score`,
     so that scores of several encoders stand side by side. `filter.dual` takes other models than CLIP, too.

@@ -41,7 +41,8 @@ class DualScore(RunsModel, MapStage):
     the step. sources: whose texts are scored; empty: all. flagged_only: judges anew the rows whose content is not what their
     list says (`hash_matches` is false, of `fetching.images` with `on_hash_mismatch: flag`); texts of others get null, which
     a rule with `on_missing: keep` lets pass.
-    Texts that are dropped get null and are not computed. Rows with an undecodable image are rejected (fault).
+    Texts that are dropped get null and are not computed. Rows with an undecodable image are rejected
+    (fault), and those with a score that is no finite number (not_finite).
     """
 
     NAME: ClassVar[str] = "filter.dual:DualScore"

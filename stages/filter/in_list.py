@@ -124,7 +124,7 @@ def _uids(path: str) -> Iterator[list[str]]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise VlpipeError(f"{Path(path).name} is no array of numpy without objects: {error}") from error
+        raise VlpipeError(f"{Path(path).name} is not an array of numpy without objects: {error}") from error
     kind = found.dtype
     if found.ndim != 1 or kind.names is None or [kind[n] for n in kind.names] != [np.dtype("u8")] * 2:
         raise VlpipeError(

@@ -7,7 +7,8 @@ later without inference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from vlpipe.stages.common.batches import (
 )
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
-from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.scores import not_finite, with_columns
 from vlpipe.stages.common.texts import FlatTexts
 from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
@@ -53,7 +54,8 @@ class ItmFilter(RunsModel, MapStage):
     """Sets `score`, `kept` and `why` (`not_matched` below `threshold`) of texts of `sources`; no text is removed.
 
     Texts of other sources get no score. Texts dropped by another filter stay dropped and are not scored; texts
-    dropped by an earlier `ItmFilter` are scored again. Rows with an undecodable image are rejected (fault).
+    dropped by an earlier `ItmFilter` are scored again. Rows with an undecodable image are rejected (fault), and those with a
+    score that is no finite number (not_finite).
     Ablations in BLIP's Table 1: F (filter only) is this step without a caption step before it, C (captioner only) is a
     caption step without this one.
     """
@@ -116,6 +118,7 @@ class ItmFilter(RunsModel, MapStage):
             if is_judged(entry, self.sources)
         )
         judge(model, pairs, self.batch_size, self.max_text_length, self.threshold)
+        rejects += not_finite(table["id"], unscored(texts, self.sources))
         return Out(without(with_texts(table, texts), rejects), rejects)
 
 
@@ -156,15 +159,27 @@ class ItmScore(ItmFilter):
             for at in of_row.get(row, ())
         )
         scores = np.full(len(texts), np.nan, np.float32)
+        lost = []
         for at, logits in match_logits(model, pairs, self.batch_size, self.max_text_length):
             scores[at] = logits.softmax(0)[1].item()
+            if not np.isfinite(scores[at]):
+                lost.append(int(flat.row[at]))
+        rejects += not_finite(table["id"], lost)
         values = flat.nested(pa.array(scores, mask=np.isnan(scores)))
         return Out(without(with_columns(table, **{self.column: values}), rejects), rejects)
 
 
 def is_judged(entry: Mapping[str, Any], sources: Collection[str]) -> bool:
-    """Whether the filter scores a text: one of `sources`, not dropped by another filter."""
+    """Returns whether the filter scores a text: one of `sources`, not dropped by another filter."""
     return entry["source"] in sources and (entry["kept"] is not False or entry["why"] == NOT_MATCHED)
+
+
+def unscored(texts: Sequence[Sequence[Mapping[str, Any]]], sources: Collection[str]) -> Iterator[int]:
+    """Yields the numbers of rows with a judged text whose score is not finite. texts: of each row."""
+    for row, several in enumerate(texts):
+        scores = (entry["score"] for entry in several if is_judged(entry, sources))
+        if any(score is not None and not math.isfinite(score) for score in scores):
+            yield row
 
 
 def threshold_problems(threshold: float) -> list[str]:

@@ -5,6 +5,7 @@ Lin et al., 2024, https://arxiv.org/abs/2404.01291: it tells compositions apart 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, without
 from vlpipe.stages.common.row import TEXTS
-from vlpipe.stages.common.scores import device, name_of, with_columns
+from vlpipe.stages.common.scores import device, name_of, not_finite, with_columns
 from vlpipe.stages.common.texts import FlatTexts
 from vlpipe.stages.endpoint.ask import Result
 from vlpipe.stages.endpoint.asking import Asking, Line, asked_rows, fault_in
@@ -130,7 +131,11 @@ class VqaScore(RunsModel, MapStage):
             for row, each in read_inputs(table, model, asked, rejects, ahead)
             for at, arrays in zip(of_row[row], each, strict=True)
         )
-        scores = as_float32(dict(judge.probabilities(keyed)), len(texts))
+        found = dict(judge.probabilities(keyed))
+        rejects += not_finite(
+            table["id"], (int(flat.row[at]) for at in found if not math.isfinite(found[at]))
+        )
+        scores = as_float32(found, len(texts))
         values = flat.nested(pa.array(scores, mask=np.isnan(scores)))
         return Out(without(with_columns(table, **{self.column: values}), rejects), rejects)
 

@@ -30,7 +30,8 @@ class Chair(GatherStage):
     chair_i: share of mentions of objects that are not in the image; chair_s: share of captions with such a mention
     (https://arxiv.org/abs/1809.02156). object_recall: share of the images' objects that their captions name; captions that
     name nothing have no wrong mention. num_rows: mentions, captions, and objects. The objects of an image are the labels in
-    its column `objects`, such as those of `lists.coco_objects`, and what its texts of source `references` name, as in CHAIR.
+    its column `objects`, such as those of `lists.coco_objects` with `crowds: true`, and what its texts of source
+    `references` name, as in CHAIR.
 
     synonyms: a line per object, its name, which is the label, and its synonyms, separated by commas; CHAIR publishes that of
     COCO. phrases: words that do not mean what they contain -> a word of `synonyms`, or "" for none; CHAIR has rules such as
@@ -118,14 +119,18 @@ def _rows(data: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _captions(path: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields (row id, captions) of an artifact captions.json. Raises VlpipeError if it is none."""
+    """Yields (row id, captions) of an artifact captions.json. Raises VlpipeError if it is none, or a row is twice in it."""
     content = load_json(path)
     found = content.get("captions") if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise VlpipeError(
             f"{path}: wanted captions.json of evaluate.captions, {{captions: [{{id, caption}}]}}"
         )
+    known = set()
     for number, one in enumerate(found):
         if not isinstance(one, dict) or not all(isinstance(one.get(key), str) for key in ("id", "caption")):
             raise VlpipeError(f"{path}: captions[{number}]: wanted an id and a caption, got {shown(one)}")
+        if one["id"] in known:
+            raise VlpipeError(f"{path}: captions[{number}]: an earlier one has the id {shown(one['id'])}")
+        known.add(one["id"])
         yield one["id"], [one["caption"]]

@@ -129,7 +129,7 @@ def warning(data: bytes, width: int = 8, height: int = 8) -> str | None:
 
 
 def _is_padding(data: bytes, num_bytes: int, marker: int) -> bool:
-    """Whether the `num_bytes` extra bytes that libjpeg found before `marker` are all the same, and it is the end marker."""
+    """Returns whether the `num_bytes` extra bytes before `marker`, as libjpeg found, are equal and it is the end marker."""
     last = data[-2 - num_bytes : -2]
     return marker == _EOI and len(last) == num_bytes and last == last[:1] * num_bytes
 

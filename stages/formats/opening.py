@@ -57,7 +57,7 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
 
 
 def has_many_scans(data: bytes) -> bool:
-    """Whether the file is a JPEG of more than MAX_SCANS scans."""
+    """Returns whether the file is a JPEG of more than MAX_SCANS scans."""
     if not data.startswith(b"\xff\xd8"):
         return False
     if (

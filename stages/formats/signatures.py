@@ -116,7 +116,7 @@ def _brands(data: bytes) -> frozenset[bytes]:
 
 
 def _is_tga(head: bytes) -> bool:
-    """Whether it may be a TGA, which has no signature: colour map, type, size, depth and descriptor must be valid."""
+    """Returns whether it may be a TGA, which has no signature: colour map, type, size, depth, descriptor must be valid."""
     if len(head) < 18:
         return False
     has_map, kind, width, height = head[1], head[2] & 7, head[12:14], head[14:16]
@@ -131,7 +131,7 @@ def _is_tga(head: bytes) -> bool:
 
 
 def _boxes_cut(data: bytes) -> bool:
-    """Whether an ISO media file is truncated: its last box does not end with the file, or no box contains pixels."""
+    """Returns whether an ISO media file is truncated: its last box does not end with the file, or no box contains pixels."""
     at, has_pixels = 0, False
     for _ in range(_MAX_BOXES):
         if at + 8 > len(data):
@@ -156,7 +156,7 @@ def _gif_cut(data: bytes) -> bool:
 
 
 def _tiff_cut(data: bytes) -> bool:
-    """Whether a TIFF is truncated in its first directory, a value of it, or a strip or tile; a BigTIFF, in its header."""
+    """Returns whether a TIFF is truncated in its first directory, a value, a strip or tile; a BigTIFF, in its header."""
     order = "<" if data[:1] == b"I" else ">"
     if len(data) < 8 or data[2:3] == b"+" or data[3:4] == b"+":
         return len(data) < 16

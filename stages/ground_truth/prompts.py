@@ -110,7 +110,7 @@ def claimed(text: str) -> dict[str, str]:
     """Returns what a text of one object claims: attribute -> value. Raises VlpipeError for another text."""
     claims = parse(text)
     if claims is None or len(claims) != 1:
-        raise VlpipeError(f"ground_truth.prompts: {text!r} is no text of the demo world about one object")
+        raise VlpipeError(f"ground_truth.prompts: {text!r} is not a text of the demo world about one object")
     said: Claims = claims[0].said
     found = {kind: next(iter(said[kind])) for kind in ("shape", "colour", "size") if kind in said}
     if said.keys() & {"row", "column", "centre"}:

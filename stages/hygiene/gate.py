@@ -149,7 +149,7 @@ class CaptionGate(GatherStage):
             found = _read(Path(self.baseline.path).read_bytes())
             if found is None:
                 raise VlpipeError(
-                    f"baseline: {self.baseline.path} is no gate.json of hygiene.gate:CaptionGate"
+                    f"baseline: {self.baseline.path} is not a gate.json of hygiene.gate:CaptionGate"
                 )
             return found if _same(found, figures) else None
         stores = {data.store.path(""): data.store for data in job.inputs}
@@ -191,7 +191,7 @@ def _read(data: bytes) -> Mapping[str, Any] | None:
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two gates judged the same rows by the same judge."""
+    """Returns whether two gates judged the same rows by the same judge."""
     return all(one[key] == other[key] for key in ("sample", "judge"))
 
 

@@ -29,7 +29,7 @@ class Blocks:
 
 
 def _is_free(block: bytearray) -> bool:
-    """Whether no buffer of it is held; if one is, Python refuses to change its length."""
+    """Returns whether no buffer of it is held; if one is, Python refuses to change its length."""
     try:
         block.append(block.pop())
     except BufferError:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
-from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.json_values import id_of, load_json
 from vlpipe.stages.lists.list import texts_of
 
 
@@ -126,21 +126,21 @@ def _coco(content: Any, path: str, key: str) -> Iterator[Captioned]:
     for number, image in enumerate(wanted(content, "images", list, path)):
         where = f"{path}: images[{number}]"
         wanted(image, key, str, where)
-        if image.get("id") is None or str(image["id"]) in captions:
+        if image.get("id") is None or id_of(image["id"]) in captions:
             raise VlpipeError(
                 f"{where}: each image needs an id that no other image has, got {image.get('id')!r}"
             )
-        captions[str(image["id"])] = []
+        captions[id_of(image["id"])] = []
     for number, annotation in enumerate(wanted(content, "annotations", list, path)):
         where = f"{path}: annotations[{number}]"
         caption = wanted(annotation, "caption", str, where)
-        if str(annotation.get("image_id")) not in captions:
+        if id_of(annotation.get("image_id")) not in captions:
             raise VlpipeError(
                 f"{where}: image_id is {annotation.get('image_id')!r}, but no entry of `images` has this id"
             )
-        captions[str(annotation["image_id"])].append(caption)
+        captions[id_of(annotation["image_id"])].append(caption)
     for image in content["images"]:
-        yield Captioned(image[key], captions[str(image["id"])])
+        yield Captioned(image[key], captions[id_of(image["id"])])
 
 
 def _is_karpathy(content: dict[str, Any]) -> bool:

@@ -18,8 +18,8 @@ from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.lists.coco import read_captions
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
-from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted, with_column
+from vlpipe.stages.lists.json_values import id_of, load_json
 
 Objects = list[dict[str, Any]]
 
@@ -31,15 +31,18 @@ class CocoObjects(FolderSource):
     instances: JSON files (instances_val2014.json); an annotation may have `attributes`, a list of strings. captions: JSON in
     a form that `lists.coco` reads; the rows are then its images, with these texts, else those of `instances`, without texts.
     An image of it is found by its name, else by the last part of its name. split: of Karpathy's JSON. images: the folder of
-    the file names. Crowds (`iscrowd`: 1), whose boxes are around many objects, are left out.
+    the file names. crowds: whether annotations of crowds (`iscrowd`: 1), whose boxes are around many objects, are objects;
+    CHAIR counts them.
     """
 
     instances: tuple[ListFile, ...]
     captions: ListFile | None = None
     split: tuple[str, ...] = ()
     source: str = "coco"
+    crowds: bool = False
 
     NAME: ClassVar[str] = "lists.coco_objects:CocoObjects"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"crowds"})
     VERSION: ClassVar[int] = FolderSource.VERSION + 1  # crowds are left out
     MORE: ClassVar[tuple[pa.Field, ...]] = (pa.field("objects", OBJECTS),)
 
@@ -51,16 +54,15 @@ class CocoObjects(FolderSource):
     def rows(self) -> Iterator[pa.Table]:
         known: dict[str, Objects] = {}
         for file in self.instances:
-            for name, objects in read_instances(file.path):
+            for name, objects in read_instances(file.path, self.crowds):
                 known.setdefault(name, []).extend(objects)
         if self.captions is None:
             listed = [Captioned(name, []) for name in known]
         else:
             listed = list(read_captions(self.captions.path, "file_name", self.split))
-        left = iter(_matched([name for name, _ in listed], known))
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([known[next(left)] for _ in range(table.num_rows)], OBJECTS)
-            yield table.append_column(self.MORE[0], column)
+        names = _matched([name for name, _ in listed], known)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], (known[name] for name in names))
 
 
 def _matched(names: Sequence[str], known: Collection[str]) -> list[str]:
@@ -86,37 +88,40 @@ def _matched(names: Sequence[str], known: Collection[str]) -> list[str]:
     return found
 
 
-def read_instances(path: str) -> Iterator[tuple[str, Objects]]:
-    """Yields (file name, objects) of each image. Raises VlpipeError with the place of what is wrong."""
+def read_instances(path: str, crowds: bool = False) -> Iterator[tuple[str, Objects]]:
+    """Yields (file name, objects) of each image. crowds: whether they are objects.
+
+    Raises VlpipeError with the place of what is wrong.
+    """
     content = load_json(path)
     labels: dict[str, str] = {}
     for number, one in enumerate(wanted(content, "categories", list, path)):
         where = f"{path}: categories[{number}]"
         label = wanted(one, "name", str, where)
-        if labels.setdefault(str(one.get("id")), label) != label:
+        if labels.setdefault(id_of(one.get("id")), label) != label:
             raise VlpipeError(
-                f"{where}: {shown(label)} has the id {one.get('id')}, as {shown(labels[str(one.get('id'))])} has"
+                f"{where}: {shown(label)} has the id {one.get('id')}, as {shown(labels[id_of(one.get('id'))])} has"
             )
     names: dict[str, str] = {}
     for number, one in enumerate(wanted(content, "images", list, path)):
         where = f"{path}: images[{number}]"
         name = wanted(one, "file_name", str, where)
-        if one.get("id") is None or str(one["id"]) in names:
+        if one.get("id") is None or id_of(one["id"]) in names:
             raise VlpipeError(
                 f"{where}: each image needs an id that no other image has, got {one.get('id')!r}"
             )
-        names[str(one["id"])] = name
+        names[id_of(one["id"])] = name
     objects: dict[str, Objects] = {key: [] for key in names}
     for number, one in enumerate(wanted(content, "annotations", list, path)):
         where = f"{path}: annotations[{number}]"
         x, y, width, height = _box(one, where)
-        image, category = str(one.get("image_id")), str(one.get("category_id"))
+        image, category = id_of(one.get("image_id")), id_of(one.get("category_id"))
         if image not in objects or category not in labels:
             raise VlpipeError(
                 f"{where}: wanted the ids of an entry of `images` and of `categories`, got image_id "
                 f"{shown(one.get('image_id'))} and category_id {shown(one.get('category_id'))}"
             )
-        if one.get("iscrowd"):
+        if one.get("iscrowd") and not crowds:
             continue
         objects[image].append(
             {

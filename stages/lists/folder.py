@@ -53,6 +53,13 @@ def captioned_rows(
         )
 
 
+def with_column(tables: Iterable[pa.Table], column: pa.Field, values: Iterable[Any]) -> Iterator[pa.Table]:
+    """Yields the tables with one more column. values: of all their rows, in order."""
+    rest = iter(values)
+    for table in tables:
+        yield table.append_column(column, pa.array(list(islice(rest, table.num_rows)), column.type))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderSource(SourceStage):
     """Base class of stages that read images from files: `url` is the path of a file below the folder `images`.

@@ -92,6 +92,11 @@ def load_json(path: str | Path) -> Any:
         raise VlpipeError(f"{path} cannot be read: its JSON is nested too deeply") from error
 
 
+def id_of(value: Any) -> str:
+    """Returns an id as text. 7.0 is 7: tables with an empty cell in the column write it so."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def whole_number(record: Any, key: str, where: str) -> int:
     """Returns record[key], a number without fraction or its digits. Raises VlpipeError, with `where`, for anything else."""
     value = record.get(key) if isinstance(record, dict) else None

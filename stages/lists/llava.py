@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import ListFile
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted, with_column
 from vlpipe.stages.lists.json_values import load_json
 
 # `stages.loading.makers.language.conversation.CONVERSATIONS`
@@ -42,10 +42,8 @@ class LlavaConversations(FolderSource):
     def rows(self) -> Iterator[pa.Table]:
         found = list(read_conversations(self.conversations.path))
         listed = (Captioned(name, [turn["answer"] for turn in turns]) for name, turns in found)
-        left = iter(found)
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([next(left)[1] for _ in range(table.num_rows)], CONVERSATIONS)
-            yield table.append_column(self.MORE[0], column)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], (turns for _, turns in found))
 
 
 def read_conversations(path: str) -> Iterator[tuple[str, Turns]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.text_lines import BadLine
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, with_column
 from vlpipe.stages.lists.list import list_files, name_in_rows, text_of
 from vlpipe.stages.lists.readers import read_rows
 
@@ -68,10 +68,8 @@ class PopeQuestions(FolderSource):
             for name, question in read_questions(file, self.form):
                 questions.setdefault(name, []).append(question)
         listed = (Captioned(name, []) for name in questions)
-        left = iter(questions.values())
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([next(left) for _ in range(table.num_rows)], QUESTIONS)
-            yield table.append_column(self.MORE[0], column)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], questions.values())
 
 
 def read_questions(file: Path, form: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import ListFile
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted, with_column
 from vlpipe.stages.lists.json_values import load_json
 from vlpipe.stages.lists.list import list_files, name_in_rows
 
@@ -51,10 +51,8 @@ class SugarCrepe(FolderSource):
             Captioned(name, list(dict.fromkeys(choice["right"] for choice in some)))
             for name, some in choices.items()
         )
-        left = iter(choices.values())
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([next(left) for _ in range(table.num_rows)], CHOICES)
-            yield table.append_column(self.MORE[0], column)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], choices.values())
 
 
 def read_tests(file: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -21,7 +21,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.stage import GatherStage, Job
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted, with_column
 from vlpipe.stages.lists.json_values import load_json, whole_number
 from vlpipe.stages.lists.list import text_of
 
@@ -69,10 +69,8 @@ class VqaQuestions(FolderSource):
             found = [{"question": asked, "label": k, "score": s} for k, s in given[number].items()]
             answers.setdefault(name, []).extend(found)
         listed = (Captioned(name, texts) for name, texts in images.items())
-        left = iter(answers.values())
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([next(left) for _ in range(table.num_rows)], ANSWERS)
-            yield table.append_column(self.MORE[0], column)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], answers.values())
 
     def _questions(self) -> Iterator[tuple[str, str, str, str]]:
         """Yields (place in the file, image file, question id, question)."""

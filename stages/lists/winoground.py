@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import RowFault, VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.text_lines import BadLine
-from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, with_column
 from vlpipe.stages.lists.list import list_files, text_of
 from vlpipe.stages.lists.readers import read_rows
 
@@ -56,10 +56,8 @@ class WinogroundPairs(FolderSource):
         path = self.images.path if self.examples is None else self.examples.path
         sides = list(read_sides(path, self.tag, in_parquet=self.examples is None))
         listed = (Captioned(name, [pair["captions"][pair["side"]]]) for name, pair in sides)
-        left = (pair for _, pair in sides)
-        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
-            column = pa.array([next(left) for _ in range(table.num_rows)], PAIR)
-            yield table.append_column(self.MORE[0], column)
+        tables = captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit)
+        yield from with_column(tables, self.MORE[0], (pair for _, pair in sides))
 
     def read_all(self, root: str, names: Sequence[str]) -> Iterator[bytes | RowFault]:
         if self.examples is not None:

@@ -67,7 +67,7 @@ class ListClips(MapStage):
     def _rule(self) -> Pairing:
         cls = find(str(self.rule.get("use", "")), "vlpipe.stages")
         if not (isinstance(cls, type) and issubclass(cls, Pairing)):
-            raise ValueError(f"{self.rule['use']} is no pairing rule")
+            raise ValueError(f"{self.rule['use']} is not a pairing rule")
         given = {name: value for name, value in self.rule.items() if name not in ("use", "windows")}
         try:
             found: Pairing = TypeAdapter(cls).validate_python(given)

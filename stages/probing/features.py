@@ -87,7 +87,13 @@ class ProbesImages(RunsModel, GatherStage):
         return [EmbedsImages] if self.output == EMBEDDING else []
 
     def labelled(self, job: Job, model: Loaded, inputs: Sequence[Dataset]) -> Labelled:
-        """Returns the labelled images of `inputs`. Raises VlpipeError if there is none, and for labels below 0."""
+        """Returns the labelled images of `inputs`.
+
+        Raises VlpipeError if there is none, for labels below 0, and if the step's inputs number the same folders of classes
+        differently.
+        """
+        if inputs[0] is job.inputs[0]:
+            need_same_classes(job.inputs)
         rejects: list[Reject] = []
         features, labels, ids = [], [], []
         num_bytes = 0
@@ -124,7 +130,7 @@ class ProbesImages(RunsModel, GatherStage):
             except AttributeError as error:
                 raise VlpipeError(f"output: {error}") from error
             if not isinstance(found, torch.Tensor) or found.ndim < 2 or not found.is_floating_point():
-                raise VlpipeError(f"output: {self.output!r} is no vector per image")
+                raise VlpipeError(f"output: {self.output!r} is not a vector per image")
             if found.ndim == 4:  # maps of channels
                 found = found.flatten(2).transpose(1, 2)
             while found.ndim > 2:
@@ -134,6 +140,27 @@ class ProbesImages(RunsModel, GatherStage):
             return found.float().cpu()
 
         return encode
+
+
+def need_same_classes(inputs: Sequence[Dataset]) -> None:
+    """Raises VlpipeError if a label stands for one folder of `classification.class_folders` in one input and for another in
+    another: without `classes`, folders are numbered in the order of their names, and a set may lack one."""
+    known: dict[int, tuple[str, str]] = {}
+    for data in inputs if len(inputs) > 1 else ():
+        if not {"url", "texts"} <= set(data.schema.names):
+            continue
+        for table in data.batches(["label", "url", "texts"]):
+            columns = (table[name].to_pylist() for name in ("label", "url", "texts"))
+            for label, url, texts in zip(*columns, strict=True):
+                folder, slash, _ = (url or "").partition("/")
+                if label is None or not slash or [one["text"] for one in texts or ()] != [folder]:
+                    continue
+                name, other = known.setdefault(label, (folder, data.name))
+                if name != folder:
+                    raise VlpipeError(
+                        f"label {label} is {name!r} in {other} and {folder!r} in {data.name}; list all `classes` in the "
+                        "steps that read the folders"
+                    )
 
 
 def _rows(

@@ -98,7 +98,7 @@ class _Parser:
         self.attributes: list[Span] = []
 
     def _has_subject(self) -> bool:
-        """Whether the word after those classed so far may be a verb in -s: it follows a noun, "who", "which" or "that"."""
+        """Returns whether the next word may be a verb in -s: it follows a noun, "who", "which" or "that"."""
         if not self.kinds:
             return False
         return self.kinds[-1] == "word" or self.words[len(self.kinds) - 1] in ("who", "which", "that", "and")
@@ -159,7 +159,7 @@ class _Parser:
         return at < len(self.words) and self.kinds[at] == "word"
 
     def _is_modifier(self, at: int) -> bool:
-        """Whether the participle at `at` stands before a noun: no noun before it in the phrase, one after it."""
+        """Returns whether the participle at `at` stands before a noun: no noun before it in the phrase, one after it."""
         if self.words[at] in FINITE or not self._is_noun_part(at + 1):
             return False
         return self.last is None or (at > 0 and self.kinds[at - 1] in ("determiner", "relation"))

@@ -123,10 +123,10 @@ def kind_of(word: str) -> Kind:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two words are adjectives of one class, as in "black and white"."""
+    """Returns whether two words are adjectives of one class, as in "black and white"."""
     return any(one in words and other in words for words in (COLOURS, SIZES, OTHERS))
 
 
 def is_participle(word: str) -> bool:
-    """Whether a word has the form of a participle, such as `riding` or `covered`."""
+    """Returns whether a word has the form of a participle, such as `riding` or `covered`."""
     return word.endswith(("ing", "ed")) and len(word) > 4 and word not in NO_VERBS

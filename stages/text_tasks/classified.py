@@ -16,6 +16,7 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import batch_size_problems, fixed_batches
 from vlpipe.stages.common.row import RESULTS, TEXTS
+from vlpipe.stages.loading.makers.label import need_label
 from vlpipe.stages.loading.makers.tasks.sentences import Sentences
 from vlpipe.stages.loading.rows import Row, usable
 from vlpipe.stages.text_tasks import metrics
@@ -33,7 +34,8 @@ class GlueScores(GatherStage):
     score, `pearson` and `spearman`. num_rows: examples.
 
     GLUE reports matthews of cola, accuracy and f1 of mrpc and qqp, pearson and spearman of stsb, and accuracy of the others.
-    max_text_length: None for as many tokens as the model has positions.
+    max_text_length: None for as many tokens as the model has positions. Raises VlpipeError for a label that is no class of
+    the model.
     """
 
     NAME: ClassVar[str] = "text_tasks.classified:GlueScores"
@@ -66,7 +68,10 @@ class GlueScores(GatherStage):
         logits, true = [], []
         for batch, num_real in fixed_batches(_examples(job, column), self.batch_size):
             logits.append(self._logits(model, [texts for texts, _ in batch])[:num_real])
-            true += [value for _, value in batch[:num_real]]
+            for _, value in batch[:num_real]:
+                if column == "label":
+                    need_label(value, logits[-1].shape[1], "text_tasks.classified")
+                true.append(value)
         if not true:
             raise VlpipeError(f"text_tasks.classified: no row has a {column}")
         found = figures(np.concatenate(logits), np.array(true))

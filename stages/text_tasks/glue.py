@@ -101,7 +101,7 @@ class GlueTask(SourceStage):
         """Yields (number of the example, its sentences, its label or score)."""
         task, path = TASKS[self.task], Path(self.file.path)
         if not path.is_file() or path.suffix.lower() != ".tsv":
-            raise VlpipeError(f"file: {path} is no .tsv file; wanted train.tsv or dev.tsv of {self.task}")
+            raise VlpipeError(f"file: {path} is not a .tsv file; wanted train.tsv or dev.tsv of {self.task}")
         wanted = {name: name for name in (*task.texts, task.label)}
         for number, (where, row) in enumerate(read_rows(path, wanted, task.header)):
             if isinstance(row, BadLine):

@@ -31,6 +31,7 @@ from vlpipe.stages.train.recipe import Recipe
 from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.runtime import reproducible, seed_all
 from vlpipe.stages.train.schedule import learning_rate
+from vlpipe.stages.train.workers.divided import divided_state, restore_divided
 
 MIN_SCALE = 2.0**-10  # of the loss in fp16; it starts at 2 ** 16 and is halved by each step that overflows
 
@@ -56,7 +57,7 @@ def resume(run: Run, checkpoints: Checkpoints) -> None:
     """Sets the state to that of the newest checkpoint, if there is one; nothing else refers to what was read then."""
     divided, state = DividedCheckpoints(checkpoints.folder).latest(), checkpoints.latest()
     if divided is not None and (state is None or divided[0] > state["step"]):
-        run.restore_divided(divided[1])
+        restore_divided(run, divided[1])
     elif state is not None:
         run.restore(state)
 
@@ -104,7 +105,7 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
             if _due(run, recipe.checkpoint_every):
                 run.share_sums()
                 if run.is_divided:
-                    divided.save(run.step, *run.divided_state())
+                    divided.save(run.step, *divided_state(run))
                 elif rank == 0:
                     writer.save(run.step, run.state())
     divided.wait()

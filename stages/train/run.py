@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from vlpipe.models import distributed
 from vlpipe.models.experts.layer import experts_of, spread_problem
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
-from vlpipe.models.optim.groups import Defaults, Several, in_order
-from vlpipe.models.parallel.checkpoints import read
+from vlpipe.models.optim.groups import Several
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.models.parallel.pipeline import Pipeline, need_pipeline
-from vlpipe.models.parallel.sharded import Sharded, placed
+from vlpipe.models.parallel.sharded import Sharded
 from vlpipe.models.parallel.tensor import cut
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
@@ -37,6 +35,7 @@ from vlpipe.stages.train.itm_alarm import LossRow
 from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
 from vlpipe.stages.train.runtime import pick_device, seed_all
+from vlpipe.stages.train.workers.divided import restore_parts
 
 # torch 2.13 renames the option and warns about the old name
 SYNC_BUFFERS = (
@@ -173,84 +172,13 @@ class Run:
             "streams": self.streams or distributed.world_size(),
         }
 
-    def divided_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns what `state` does as (name -> tensor, which may be divided; JSON values)."""
-        own = trained_state(self.net.state_dict(), self.frozen)
-        tensors = {
-            f"net.{n}": v for n, v in own.items() if not v.is_meta
-        }  # others have what is without memory
-        for name, state in self._moments():
-            tensors |= {f"optimiser.{key}.{name}": v for key, v in state.items() if isinstance(v, Tensor)}
-        notes = {
-            "step": self.step,
-            "rows": self.rows,
-            "sums": {name: float(v) for name, v in self.sums.items()},
-            "num_summed": {name: int(n) for name, n in self.num_summed.items()},
-            "streams": self.streams or distributed.world_size(),
-        }
-        return tensors, notes
-
-    def _moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (name, state in its optimiser) of each trained parameter."""
-        names = {id(p): name for name, p in self.net.named_parameters()}
-        for p, state in self._states():
-            yield names[id(p)], state
-
-    def _states(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yields (parameter, its state in its optimiser)."""
         optimisers = self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
         for one in optimisers:
             for group in one.param_groups:
                 for p in group["params"]:
                     yield p, one.state[p]
-
-    def restore_divided(self, folder: Path) -> None:
-        """Sets this state to the one in a folder of `DividedCheckpoints`, of any mesh."""
-        own, params, moments = self.net.state_dict(), dict(self.net.named_parameters()), dict(self._moments())
-
-        def wanted(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-            kind, _, rest = name.partition(".")
-            if kind == "net":
-                return None if own[rest].is_meta else own[rest]
-            key, _, parameter = rest.partition(".")
-            p = params[parameter]
-            if p.is_meta:
-                return None
-            like = torch.zeros_like(p, dtype=dtype) if p.shape == shape else torch.zeros(shape, dtype=dtype)
-            moments[parameter][key] = like.detach().to(self.device)
-            return cast(Tensor, moments[parameter][key])
-
-        try:
-            notes = read(folder, wanted)
-        except KeyError as error:
-            raise VlpipeError(
-                f"the checkpoint {folder} does not fit the model: unknown {error}. A run that began with `mesh: tensor` "
-                "above 1 goes on with it above 1, and one that began without it, without"
-            ) from error
-        except RuntimeError as error:
-            raise VlpipeError(str(error)) from error
-        restore(
-            self.net, trained_state(own, self.frozen), self.frozen
-        )  # tells modules that count what they hold
-        self.step, self.streams, self.num_summed = notes["step"], notes["streams"], notes["num_summed"]
-        self.rows = [(step, name, value) for step, name, value in notes["rows"]]
-        self.sums = {
-            n: torch.tensor(v, dtype=torch.float64, device=self.device) for n, v in notes["sums"].items()
-        }
-
-    def _restore_parts(self, state: Mapping[str, Any]) -> None:
-        own, moments = self.net.state_dict(), {id(p): found for p, found in self._states()}
-        for name, value in state["net"].items():
-            if not own[name].is_meta:
-                own[name].copy_(placed(value, own[name]))
-        restore(self.net, trained_state(own, self.frozen), self.frozen)
-        saved = state["optimiser"].get("optimisers", [state["optimiser"]])
-        for one, params in zip(
-            saved, in_order(self.net, Defaults(**self.recipe.defaults()), self.recipe.groups), strict=True
-        ):
-            for i, p in enumerate(params):
-                if not p.is_meta:
-                    moments[id(p)].update({key: placed(v, p) for key, v in one["state"].get(i, {}).items()})
 
     def share_sums(self) -> None:
         """Makes `sums` equal on all ranks, whose mean is what is logged: a checkpoint holds those of one."""
@@ -259,15 +187,7 @@ class Run:
             self.sums = dict(zip(self.sums, whole.unbind(), strict=True))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Sets this state to one that `state()` returned, of which a divided net takes its part.
-
-        Raises VlpipeError if layers are cut among workers, whose parameters have other names.
-        """
-        mesh = self.recipe.mesh if isinstance(self.recipe, Recipe) else None
-        if mesh is not None and mesh.tensor > 1:
-            raise VlpipeError(
-                f"mesh: the run began without `tensor` and has {state['step']} steps; remove `tensor`, or its checkpoints"
-            )
+        """Sets this state to one that `state()` returned, of which a divided net takes its part."""
         self.step, self.streams = state["step"], state.get("streams")
         self.num_summed = {
             name: n.to(self.device) if isinstance(n, Tensor) else n for name, n in state["num_summed"].items()
@@ -275,7 +195,7 @@ class Run:
         self.rows = [(step, name, value) for step, name, value in state["rows"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         if self.is_divided:
-            self._restore_parts(state)
+            restore_parts(self, state)
             return
         restore(self.net, state["net"], self.frozen)
         self.optimiser.load_state_dict(state["optimiser"])

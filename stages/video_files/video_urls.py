@@ -45,7 +45,7 @@ from vlpipe.stages.video_files.video_rows import CHUNK_BYTES, ENDINGS, Row, Vide
 from vlpipe.stages.web.event_loop import Asked
 from vlpipe.stages.web.fetch import Answer, Fetch, fetcher
 from vlpipe.stages.web.limits import Limits
-from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
+from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_opt_out
 from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostGate
 from vlpipe.stages.web.robots import need_protego
@@ -114,7 +114,7 @@ class VideoUrls(VideoSource):
 
     def service(self, context: ServiceContext) -> Service:
         """Returns the gate that enforces the limits per host across all workers of a run."""
-        judge = partial(is_no, bot=self.asking.product, signals=self.asking.opt_out)
+        judge = partial(is_opt_out, bot=self.asking.product, signals=self.asking.opt_out)
         return HostGate(self.asking.politeness, context.once(OptedOut), judge)
 
     def row_schema(self) -> pa.Schema:

@@ -1,8 +1,8 @@
 """VQAScore: the probability that a model answers "Yes" when asked whether an image shows what a text says.
 
 Lin et al., 2024, https://arxiv.org/abs/2404.01291. Questions and answer are those of its code,
-https://github.com/linzhiqiu/t2v_metrics. A judge is anything with `probabilities`, such as a model in this process here. A
-server's log-probabilities are read by `endpoint.reply:of_logprobs`.
+https://github.com/linzhiqiu/t2v_metrics. `LocalAnswers` asks a model in this process; `endpoint.reply:of_logprobs` reads a
+server's log-probabilities.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ class LocalAnswers:
         """Yields (key, probability), in another order than the items."""
         for batch, num_real in in_groups(keyed, self.batch_size, self.model.side):
             arrays = [each for _, each in batch]
-            found = log_probabilities(self.model, arrays, self.answer).exp()
+            logs = log_probabilities(self.model, arrays, self.answer)
+            found = logs.exp()
             if self.against:
-                found = found / (found + log_probabilities(self.model, arrays, self.against).exp())
+                others = log_probabilities(self.model, arrays, self.against)
+                both = found + others.exp()  # 0 where both are too small for a float64
+                found = (found / both).where(both > 0, (logs - others).sigmoid())
             keys = [key for key, _ in batch[:num_real]]
             yield from zip(keys, found[:num_real].tolist(), strict=True)
 

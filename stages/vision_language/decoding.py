@@ -131,5 +131,5 @@ def _written(model: VisionLanguageModel, ids: list[int], ends: set[int], decodin
 
 
 def _forces_end(model: VisionLanguageModel) -> bool:
-    """Whether the model writes the end token at the limit, whatever it would have said."""
+    """Returns whether the model writes the end token at the limit, whatever it would have said."""
     return model.model.generation_config.forced_eos_token_id is not None

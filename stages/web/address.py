@@ -57,7 +57,7 @@ MAX_NAMES = 100_000
 
 @lru_cache(maxsize=100_000)  # called for each hop and each socket
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
-    """Whether the address is on the public internet. If an IPv6 address embeds an IPv4 address, that one decides."""
+    """Returns whether the address is on the public internet. If an IPv6 address embeds an IPv4 address, that one decides."""
     if isinstance(address, str):
         if "%" in address:  # a zone id: link-local
             return False
@@ -83,7 +83,7 @@ def carried_v4(address: IPv6Address) -> IPv4Address | None:
 
 @lru_cache(maxsize=100_000)
 def is_literal(host: str) -> bool:
-    """Whether the host is an IP address rather than a name."""
+    """Returns whether the host is an IP address rather than a name."""
     try:
         ip_address(host)
     except ValueError:

@@ -40,7 +40,7 @@ class Bodies:
         self._num_blocks = 0
 
     def is_full_for(self, asked: Asked[T]) -> bool:
-        """Whether the request must not be sent now, because too many bytes wait and nobody waits for this one."""
+        """Returns True if the request must wait: unread bodies are at their limit, and its answer is not wanted yet."""
         return self._full and not asked.wanted
 
     async def room_for(self, asked: Asked[T]) -> None:

@@ -146,7 +146,7 @@ class Crawler:
         return Answer(result, at_s, time.monotonic() - begin, attempt)
 
     def _is_retriable(self, result: Page | RowFault) -> bool:
-        """Whether to retry within this run; host_busy is left for a later run."""
+        """Returns whether to retry within this run; host_busy is left for a later run."""
         return isinstance(result, RowFault) and result.why in self._passing and result.why != "host_busy"
 
     async def _attempt(self, url: str, asked: Asked[Answer] | None = None) -> Page | RowFault:

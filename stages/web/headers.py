@@ -130,7 +130,7 @@ class Unpacker:
 
 
 def _fits(first: bytes, kind: int) -> bool:
-    """Whether a body that begins with `first` can be unpacked with `kind`, zlib's `wbits`."""
+    """Returns whether a body that begins with `first` can be unpacked with `kind`, zlib's `wbits`."""
     try:
         zlib.decompressobj(kind).decompress(first, FIRST_BYTES)
     except zlib.error:

@@ -81,7 +81,7 @@ def opted_out_in_file(path: str, signals: Collection[str] = DEFAULT) -> str | No
 
 
 def _is_not_allowed(after: bytes) -> bool:
-    """Whether `use` and then `notAllowed` follow in the bytes after the name of an assertion entry."""
+    """Returns whether `use` and then `notAllowed` follow in the bytes after the name of an assertion entry."""
     no = after.find(NOT_ALLOWED)
     while no >= 0:
         last = min(max(no - 1, 0), MAX_BETWEEN + len(USE))  # where `use` may end
@@ -91,8 +91,8 @@ def _is_not_allowed(after: bytes) -> bool:
     return False
 
 
-def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
-    """Whether evidence recorded earlier, for example by another step, is an opt-out for this bot and these signals.
+def is_opt_out(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
+    """Returns True if evidence recorded earlier, for example by another step, is an opt-out for this bot and these signals.
 
     evidence: as returned by `opted_out` or `opted_out_inside`. What is truncated, or of another form (such as a line about
     robots.txt), cannot be parsed again and always counts as an opt-out.
@@ -126,7 +126,7 @@ def _says_no(name: str, value: str, bot: str, signals: Collection[str]) -> bool:
 
 
 def _says_no_to_training(value: str) -> bool:
-    """Whether a dictionary of RFC 9651, such as `search=y, train-ai=n;x=1`, disallows training."""
+    """Returns whether a dictionary of RFC 9651, such as `search=y, train-ai=n;x=1`, disallows training."""
     pairs = (item.partition(";")[0].partition("=") for item in value.lower().split(","))
     return any(name.strip() in TRAINING and answer.strip() == "n" for name, _, answer in pairs)
 

@@ -66,7 +66,7 @@ class _Host:
     timer: asyncio.TimerHandle | None = None
 
     def is_idle(self, now: float) -> bool:
-        """Whether the host has no state worth keeping and can be removed."""
+        """Returns whether the host has no state worth keeping and can be removed."""
         return not (self.waiting or self.leases) and max(self.next_start, self.rest_until) <= now
 
 

@@ -175,7 +175,7 @@ class TdmRule(NamedTuple):
     reserves: bool
 
     def matches(self, path: str) -> bool:
-        """Whether the pattern, which may or may not begin with a `/`, matches a path, in linear time."""
+        """Returns whether the pattern, which may or may not begin with a `/`, matches a path, in linear time."""
         first, *others = self.parts
         if first or not others:  # an initial `*` also matches the first `/`
             path = path.removeprefix("/")
@@ -221,6 +221,6 @@ def _as_sent(path: str) -> str:
 
 
 def is_reserved(rules: Sequence[TdmRule], path: str) -> bool:
-    """Whether rights are reserved for a path (as sent): the first rule that matches it decides; False if none does."""
+    """Returns whether rights are reserved for a path (as sent), by the first rule that matches it; False if none does."""
     path = _as_sent(path)
     return next((rule.reserves for rule in rules if rule.matches(path)), False)

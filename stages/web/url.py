@@ -108,8 +108,10 @@ def _literal_v6(host: str) -> str:
 
 
 def _is_v4(host: str) -> bool:
-    """Whether the host is an IPv4 address of four numbers. Raises RowFault (bad_url) for other notations (127.1, 0x7f.1,
-    2130706433), because parsers disagree about them."""
+    """Returns whether the host is an IPv4 address of four numbers.
+
+    Raises RowFault (bad_url) for other notations (127.1, 0x7f.1, 2130706433), because parsers disagree about them.
+    """
     try:
         ipaddress.IPv4Address(host)
     except ValueError:

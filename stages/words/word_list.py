@@ -102,7 +102,9 @@ def _texts(inputs: Sequence[Dataset]) -> Iterator[str]:
     for data in inputs:
         if "texts" in data.schema.names:
             if data.schema.field("texts").type != TEXTS:
-                raise VlpipeError(f"words.word_list: the column `texts` of {data.name} is no list of texts")
+                raise VlpipeError(
+                    f"words.word_list: the column `texts` of {data.name} is not a list of texts"
+                )
             for rows in data.batches(["texts"]):
                 for texts in usable(rows["texts"]):
                     yield from texts

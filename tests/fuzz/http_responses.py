@@ -13,7 +13,7 @@ from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.web.bodies import Bodies, Body
 from vlpipe.stages.web.client import STATUS
 from vlpipe.stages.web.headers import Headers
-from vlpipe.stages.web.opt_out_headers import DEFAULT, is_no
+from vlpipe.stages.web.opt_out_headers import DEFAULT, is_opt_out
 from vlpipe.stages.web.response import A_YEAR_S, Page, Response
 from vlpipe.stages.web.robots import only_rules_for
 
@@ -51,7 +51,7 @@ def read(data: bytes) -> None:
         response.drop()
     assert 0 <= turn.wanted_s <= A_YEAR_S
     assert (why == "opt_out") == (turn.opted_out is not None)
-    assert turn.opted_out is None or is_no(turn.opted_out, "vlpipe")
+    assert turn.opted_out is None or is_opt_out(turn.opted_out, "vlpipe")
     if why:
         raise RowFault(why)
 

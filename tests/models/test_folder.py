@@ -93,14 +93,14 @@ def test_changes_replace_config_and_the_model_adapts_its_weights(own: Any, tmp_p
 @pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "own_small:NoModel", "torch.nn:Linear"])
 def test_a_folder_names_a_model_or_is_refused(own: Any, tmp_path: Path, name: str) -> None:
     folder.save(own.Small(width=3), tmp_path)
-    with pytest.raises(ValueError, match=rf"config\.json names '{name}', which is no model"):
+    with pytest.raises(ValueError, match=rf"config\.json names '{name}', which is not a model"):
         folder.load(renamed(tmp_path, model=name))
 
 
 def test_a_stdlib_module_is_not_even_imported(own: Any, tmp_path: Path) -> None:
     folder.save(own.Small(width=3), tmp_path)
     sys.modules.pop("antigravity", None)
-    with pytest.raises(ValueError, match="which is no model"):
+    with pytest.raises(ValueError, match="which is not a model"):
         folder.load(renamed(tmp_path, model="antigravity:fly"))
     assert "antigravity" not in sys.modules
 

@@ -108,6 +108,16 @@ def test_norms_are_replaced_with_their_names_and_values() -> None:
     assert head[4].weight is None
 
 
+def test_a_norm_that_replaces_another_has_its_settings() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3, eps=0.25, momentum=0.5, affine=False), nn.BatchNorm1d(3))
+    x = torch.randn(8, 3)
+    wanted = copy.deepcopy(net)
+    replace_norms(net, split_norm(1))
+    assert [(one.eps, one.momentum, one.affine) for one in net] == [(0.25, 0.5, False), (1e-5, 0.1, True)]
+    torch.testing.assert_close(net(x), wanted(x))
+    torch.testing.assert_close(net[0].running_var, wanted[0].running_var)
+
+
 def test_heads() -> None:
     def shapes(*widths: int, **options: object) -> list[str]:
         return [name for name, _ in MlpHead(widths, **options).named_parameters()]  # type: ignore[arg-type]

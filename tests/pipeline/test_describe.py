@@ -162,7 +162,7 @@ def test_the_columns_of_a_list_are_guessed(tmp_path: Path) -> None:
     ):
         guess_columns(str(tmp_path / "d.csv"))
     (tmp_path / "e.jsonl").write_text("nothing\n")
-    with pytest.raises(VlpipeError, match=r"the first line of '.*e.jsonl' is no JSON"):
+    with pytest.raises(VlpipeError, match=r"the first line of '.*e.jsonl' is not JSON"):
         guess_columns(str(tmp_path / "e.jsonl"))
 
 

@@ -12,6 +12,10 @@ from forget_roots import Forgets, done, rows, runs, shards, traces  # noqa: F401
 from forget_toys import EXPORT, content, row_id, url, words
 from helpers import left
 
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts
+from vlpipe.pipeline.inspect.roots import state
+from vlpipe.pipeline.storage.store import Store
+
 HERE = Path(__file__).parent
 NOTHING = "forgets: all 7 steps are done, nothing to do"
 
@@ -44,6 +48,31 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
     assert runs("run", "--local")[0].startswith(NOTHING)
     assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
     assert runs.forget(f"id:{row_id(2)}")[-1].startswith("forgot 0 row(s)")
+
+
+def test_who_looks_on_reads_receipts_again_if_they_were_rewritten_and_only_then(
+    runs: Forgets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(store: Store, folder: str) -> list[Receipt]:
+        read.append(folder)
+        return read_receipts(store, folder)
+
+    monkeypatch.setattr(state, "FRESH_S", -1.0)
+    monkeypatch.setattr(state, "read_receipts", counted)
+    reader = state.RootReader(Store(str(runs.root)))
+
+    def forgotten() -> dict[str, int]:
+        return {step.name: sum(r.forgotten for r in step.receipts) for step in reader.state().steps}
+
+    assert set(forgotten().values()) == {0}
+    first = len(read)
+    assert set(forgotten().values()) == {0}
+    assert len(read) == first
+    runs.forget(f"id:{row_id(2)}")
+    assert forgotten()["pages"] == 1
+    assert len(read) > first
 
 
 def test_names_of_input_files_go_from_the_cache(runs: Forgets) -> None:

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
+from ray_clusters import free_ports, home_with_token, ray_head
 
 from vlpipe.pipeline.engine.locking.lock import holder_run, processes_of
 from vlpipe.pipeline.engine.on_ray.worker import _launch
@@ -232,29 +232,10 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
 @contextmanager
 def head(folder: Path, auth: str) -> Iterator[tuple[int, dict[str, str]]]:
     """A cluster with two CPUs, the port of its head, and the environment of a user whose home holds a token."""
-    (folder / "home" / ".ray").mkdir(parents=True)
-    (folder / "home" / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")} | {"HOME": str(folder / "home")}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).parent / "ray"),
-        "start",
-        "--head",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    command += ["--port", str(port), "--num-cpus", "2", "--include-dashboard", "false"]
-    process = subprocess.Popen(
-        command, env={**env, "RAY_AUTH_MODE": auth}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_for_port(port)
+    env, (port,) = home_with_token(folder, without="RAY_A"), free_ports(1)
+    options = ["--num-cpus", "2", "--include-dashboard", "false"]
+    with ray_head(port, *options, env={**env, "RAY_AUTH_MODE": auth}):
         yield port, env
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 @pytest.mark.slow
@@ -299,14 +280,3 @@ def test_an_address_where_nothing_answers_is_one_sentence(address: str, said: st
 
     with pytest.raises(VlpipeError, match=re.escape(said)):
         Cluster({}, address).connect()
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)

@@ -6,9 +6,7 @@ import builtins
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 from cli_helpers import vlpipe
 from helpers import left
+from ray_clusters import BIN, free_ports, home_with_token, ray_head
 
 from vlpipe.pipeline.cli import submit
 from vlpipe.pipeline.cli.app import app
@@ -26,7 +25,6 @@ from vlpipe.pipeline.engine.on_ray.jobs import Job, Jobs, _Shown, exit_code
 from vlpipe.pipeline.errors import VlpipeError
 
 assert submit.app is app  # the import adds the commands
-BIN = Path(sys.executable).parent
 STAGE = '''
 """A user's own stage, beside the YAML: it comes to the cluster with the job."""
 import os, time
@@ -85,16 +83,6 @@ def lab(folder: Path) -> Path:
     return folder
 
 
-def free_ports(num: int) -> list[int]:
-    probes = [socket.socket() for _ in range(num)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @dataclass
 class Head:
     """A cluster's head. http, gcs: its addresses; env: of a user whose home has its token."""
@@ -106,34 +94,15 @@ class Head:
 
 @contextmanager
 def started(folder: Path, *, dashboard: bool) -> Iterator[Head]:
-    (folder / "home" / ".ray").mkdir(parents=True)
-    (folder / "home" / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(folder / "home")}
+    env = home_with_token(folder, without="RAY_")
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     port, http, agent = free_ports(3)
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus", "2"]
-    command += ["--port", str(port), "--object-store-memory", "80000000"]
-    command += ["--dashboard-port", str(http), "--dashboard-agent-listen-port", str(agent)]
-    command += ["--include-dashboard", str(dashboard).lower()]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd="/", env={**env, "RAY_AUTH_MODE": "token"}, **quiet)  # type: ignore[call-overload]
-    try:
-        wait_for_port(http if dashboard else port)
+    options = ["--num-cpus", "2", "--object-store-memory", "80000000"]
+    options += ["--dashboard-port", str(http), "--dashboard-agent-listen-port", str(agent)]
+    options += ["--include-dashboard", str(dashboard).lower()]
+    answers_at = http if dashboard else port
+    with ray_head(port, *options, env={**env, "RAY_AUTH_MODE": "token"}, cwd="/", answers_at=answers_at):
         yield Head(f"http://127.0.0.1:{http}", f"127.0.0.1:{port}", env)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

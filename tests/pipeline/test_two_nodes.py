@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray_clusters import BIN, free_ports, ray_head
 
 import vlpipe  # type: ignore[import-untyped, unused-ignore]
 
-BIN = Path(sys.executable).parent
 STAGE = '''
 """A user's own stage, beside the YAML."""
 import os, time
@@ -96,52 +94,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def two_nodes(hidden: Sequence[str | Path]) -> Iterator[str]:
     """The address of a cluster with one CPU here and one where `hidden` are empty folders; started in other folders."""
-    port = free_port()
-    ray = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--num-cpus", "1"]
-    ray += ["--object-store-memory", "80000000"]
-    head = [*ray, "--head", "--port", str(port), "--include-dashboard", "false"]
+    (port,) = free_ports(1)
+    options = ["--num-cpus", "1", "--object-store-memory", "80000000"]
+    other = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
+    other += ["--address", f"127.0.0.1:{port}"]
     mounts = "; ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hidden)
-    second = f"{mounts}; cd /; exec {shlex.join([*ray, '--address', f'127.0.0.1:{port}'])}"
+    second = ["unshare", "-m", "bash", "-ec", f"{mounts}; cd /; exec {shlex.join(other)}"]
     env = {**os.environ, "PYTHONPATH": "", "RAY_AUTH_MODE": "disabled"}
-    processes = [
-        subprocess.Popen(head, cwd="/", env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ]
-    try:
-        wait_for_port(port)
-        processes.append(
-            subprocess.Popen(
-                ["unshare", "-m", "bash", "-ec", second],
-                env=env,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        )
-        wait_for_nodes(port, 2, env)
-        yield f"127.0.0.1:{port}"
-    finally:
-        for process in reversed(processes):
+    with ray_head(port, *options, "--include-dashboard", "false", env=env, cwd="/"):
+        process = subprocess.Popen(second, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for_nodes(port, 2, env)
+            yield f"127.0.0.1:{port}"
+        finally:
             process.terminate()
             process.wait(timeout=60)
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
 
 
 def wait_for_nodes(port: int, num: int, env: dict[str, str]) -> None:

@@ -35,6 +35,16 @@ def test_the_generator_decides_everything() -> None:
     assert made(0).size == (24, 24)
 
 
+def test_operations_come_after_crop_and_flip() -> None:
+    image, plain = noise(40, 30), Augmentation(crop_scale=(0.2, 1.0), flip=True)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        wanted = augment.rand_augment(augmented(parts_of(image), plain, 24, "", rng), 2, 5.0, rng)
+        spec = Augmentation(crop_scale=(0.2, 1.0), flip=True, randaugment=(2, 5.0))
+        found = augmented(parts_of(image), spec, 24, "", np.random.default_rng(seed))
+        assert found.tobytes() == wanted.tobytes()
+
+
 def test_boxes_lie_inside_and_keep_the_wanted_share_and_aspect() -> None:
     rng = np.random.default_rng(0)
     shares = []

@@ -10,6 +10,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.common import occurrences
 from vlpipe.stages.common.occurrences import Occurrences
 from vlpipe.stages.common.row import ListIds, RowIds
 
@@ -88,3 +90,11 @@ def test_a_row_costs_at_most_30_bytes_also_while_the_table_grows() -> None:
             )  # of a batch, and of what is moved at once
     finally:
         tracemalloc.stop()
+
+
+def test_a_list_with_more_rows_than_a_table_may_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(occurrences, "GROWTH", float(1 << 32))
+    with pytest.raises(
+        VlpipeError, match=r"at most 3,006,477,107 distinct rows; split it into several lists"
+    ):
+        Occurrences(1).count(digests(list(range(100))), 32)

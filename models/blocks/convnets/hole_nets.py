@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 SLOPE, INIT_STD = 0.2, 0.02
 CORE = 4  # side of the last feature map of the encoder, and of the first of the decoder
@@ -81,3 +81,9 @@ def init_weights(net: nn.Module) -> None:
             nn.init.normal_(module.weight, std=INIT_STD)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, INIT_STD)
+
+
+def middle(x: Tensor, size: int) -> Tensor:
+    """(..., S, S) -> (..., size, size): the middle."""
+    at = (x.shape[-1] - size) // 2
+    return x[..., at : at + size, at : at + size]

@@ -36,7 +36,7 @@ class StateLayout:
             model = cls(**{**self.read(state), **changes})
         except KeyError as error:
             raise ValueError(
-                f"checkpoint: {path} is no file of {cls.__name__}: it has no tensor {error}"
+                f"checkpoint: {path} is not a file of {cls.__name__}: it has no tensor {error}"
             ) from error
         ours = to_ours(list(self.entries(model.config)), state, self.ignored) | self.more(state, model)
         fill(model, ours, cls.__name__)

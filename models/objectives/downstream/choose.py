@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlpipe.models.interface.batch import IGNORE, Batch
 from vlpipe.models.interface.joint_capabilities import Chooses
-from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.objective import Objective, Term, classification
 from vlpipe.models.interface.outputs import Outputs
 
 
@@ -33,8 +32,4 @@ class Choose(Objective):
         return out.choice_scores.float(), out.stream(self.stream).target["label"] != IGNORE
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
-        labels, scores = out.stream(self.stream).target["label"], out.choice_scores
-        counted = labels != IGNORE
-        total = F.cross_entropy(scores, labels, reduction="sum", ignore_index=IGNORE)
-        right = ((scores.argmax(1) == labels) & counted).sum().float()
-        return {"choice": Term(total, counted.sum()), "choice_accuracy": Term(right, counted.sum())}
+        return classification("choice", out.choice_scores, out.stream(self.stream).target["label"])

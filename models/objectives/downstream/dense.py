@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlpipe.models.interface.batch import IGNORE
 from vlpipe.models.interface.image_capabilities import FindsObjects, Segments
-from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.objective import Objective, Term, classification
 from vlpipe.models.interface.outputs import Outputs
 
 
@@ -28,11 +27,7 @@ class Segment(Objective):
         self.stream = stream
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
-        classes, logits = out.stream(self.stream).data, out.pixel_logits
-        counted = classes != IGNORE
-        total = F.cross_entropy(logits, classes, reduction="sum", ignore_index=IGNORE)
-        right = ((logits.argmax(1) == classes) & counted).sum().float()
-        return {"segment": Term(total, counted.sum()), "segment_accuracy": Term(right, counted.sum())}
+        return classification("segment", out.pixel_logits, out.stream(self.stream).data)
 
 
 class DetectPatches(Objective):

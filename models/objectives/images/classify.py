@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlpipe.models.interface.batch import IGNORE, Batch
 from vlpipe.models.interface.image_capabilities import Classifies
-from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.objective import Objective, Term, classification
 from vlpipe.models.interface.outputs import Outputs
 
 
@@ -33,8 +32,4 @@ class Classify(Objective):
         return out.logits.float(), out.stream(self.stream).data != IGNORE
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
-        labels, logits = out.stream(self.stream).data, out.logits.float()
-        counted = labels != IGNORE
-        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
-        right = ((logits.argmax(1) == labels) & counted).sum().float()
-        return {"classify": Term(total, counted.sum()), "classify_accuracy": Term(right, counted.sum())}
+        return classification("classify", out.logits.float(), out.stream(self.stream).data)

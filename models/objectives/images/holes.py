@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from vlpipe.models.blocks.convnets.hole_nets import HoleDiscriminator
+from vlpipe.models.blocks.convnets.hole_nets import HoleDiscriminator, middle
 from vlpipe.models.interface.objective import Objective, Scope, Term
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.interface.pretext_capabilities import FillsHoles
@@ -26,7 +26,7 @@ class HoleError(Objective):
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         filled, true = out.filled.float(), out.true_part.float()
-        counted = _middle(out.stream("image").target["counted"], filled.shape[-1])[:, None]
+        counted = middle(out.stream("image").target["counted"], filled.shape[-1])[:, None]
         num = 3 * (counted > 0).sum((1, 2, 3))
         error = (counted * (filled - true).square()).sum((1, 2, 3)) / num
         hidden = (counted > 0).float()
@@ -68,11 +68,6 @@ class AdversarialHole(Objective):
             "adversarial": Term(self.share * F.softplus(-fooled).sum(), len(out)),
             "discriminator": Term(discriminator, len(out)),
         }
-
-
-def _middle(x: Tensor, size: int) -> Tensor:
-    at = (x.shape[-1] - size) // 2
-    return x[..., at : at + size, at : at + size]
 
 
 def _rest(out: Outputs) -> Tensor:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlpipe.models.interface.batch import IGNORE, Batch
-from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.objective import Objective, Term, classification
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.interface.text_capabilities import ClassifiesTexts
 
@@ -39,9 +38,7 @@ class ClassifyTexts(Objective):
         if wanted.is_floating_point():
             squares = (logits[:, 0] - wanted.nan_to_num()).square().masked_fill(~counted, 0.0)
             return {"classify": Term(squares.sum(), counted.sum())}
-        total = F.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORE)
-        right = ((logits.argmax(1) == wanted) & counted).sum().float()
-        return {"classify": Term(total, counted.sum()), "classify_accuracy": Term(right, counted.sum())}
+        return classification("classify", logits, wanted)
 
 
 def _has(wanted: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlpipe.models.blocks.attention_pool import Rescaled
-from vlpipe.models.blocks.convnets.hole_nets import HoleDecoder, HoleEncoder, halvings
+from vlpipe.models.blocks.convnets.hole_nets import HoleDecoder, HoleEncoder, halvings, middle
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 
@@ -65,9 +65,3 @@ class ContextEncoder(Model):
         """(B, 3, h, h) from -1 to 1: what `filled` is of."""
         found: Tensor = self.rescaled(middle(out.stream("image").data.float(), self.hole_size))
         return found
-
-
-def middle(x: Tensor, size: int) -> Tensor:
-    """(..., S, S) -> (..., size, size): the middle."""
-    at = (x.shape[-1] - size) // 2
-    return x[..., at : at + size, at : at + size]

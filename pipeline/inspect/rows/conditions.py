@@ -54,7 +54,7 @@ class Condition:
 
     @property
     def column(self) -> str:
-        """Returns the path without that number."""
+        """Returns the path without `#` and the element's number: the column and its fields."""
         return self.path.replace(f"#{self.element}", "", 1) if self.element else self.path
 
     def __str__(self) -> str:

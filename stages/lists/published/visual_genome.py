@@ -17,7 +17,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
-from vlpipe.stages.lists.json_values import array_items
+from vlpipe.stages.lists.json_values import array_items, id_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def read_paths(path: str) -> dict[str, str]:
         parts = url.partition("?")[0].partition("://")[2].split("/")[1:][-2:]
         if len(parts) < 2 or not all(parts):
             raise VlpipeError(f"{where}: wanted a URL that ends in FOLDER/FILE, got {shown(url)}")
-        found[str(image.get("image_id"))] = "/".join(parts)
+        found[id_of(image.get("image_id"))] = "/".join(parts)
     return found
 
 
@@ -53,7 +53,7 @@ def read_regions(path: str, paths: dict[str, str]) -> Iterator[Captioned]:
     """Yields images in the order of the file; one without regions has no captions."""
     for where, image in _items(path):
         regions = wanted(image, "regions", list, where)
-        id_ = str(image.get("id"))
+        id_ = id_of(image.get("id"))
         if id_ not in paths:
             raise VlpipeError(f"{where}: the image has id {id_}, which `image_data` does not list")
         phrases = (

@@ -70,7 +70,11 @@ class MaskText:
         names = np.unique(units[units >= 0])
         if not len(names):
             return np.zeros(len(words), np.bool_)
-        picked = names[rng.random(len(names)) < self.rate]
-        if not len(picked) and self.at_least_one:
-            picked = rng.choice(names, 1)
-        return np.isin(units, picked)
+        return np.isin(units, names[self._picked(len(names), rng)])
+
+    def _picked(self, num: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """Returns (num,): which of the `num` tokens or words of a text are chosen. num: at least 1."""
+        picked = rng.random(num) < self.rate
+        if not picked.any() and self.at_least_one:
+            picked[rng.choice(num, 1)] = True
+        return picked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,8 +27,16 @@ class Label(Maker):
         label = row.columns["label"]
         if label is None:
             return {"data": np.int64(IGNORE)}
-        if not isinstance(label, int) or not 0 <= label < self.num_classes:
-            raise VlpipeError(
-                f"row {row.id}: label is {label!r}, wanted a whole number from 0 and below num_classes {self.num_classes}"
-            )
+        need_label(label, self.num_classes, f"row {row.id}")
         return {"data": np.int64(label)}
+
+
+def need_label(label: Any, num_classes: int, where: str) -> None:
+    """Raises VlpipeError if `label` is no class of a model with `num_classes`.
+
+    Published test sets have -1 for a class that is not told; as an index it would stand for the last class.
+    """
+    if not isinstance(label, int) or not 0 <= label < num_classes:
+        raise VlpipeError(
+            f"{where}: label is {label!r}, wanted a whole number from 0 and below num_classes {num_classes}"
+        )

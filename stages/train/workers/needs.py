@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from vlpipe.models.experts.layer import experts_of
 from vlpipe.stages.train.workers.spread import Spread
 
 
@@ -15,6 +16,7 @@ def need_the_same_step(recipe: Spread, net: Any) -> None:
         _need_no_batch_norm(net)
     if not recipe.keeps_micro_batches:
         _need_no_candidates(recipe, net)
+        _need_no_capacity(recipe, net)
     if recipe.balance_tokens and recipe.num_workers > 1:
         _need_losses_of_samples(net)
 
@@ -32,13 +34,22 @@ def _need_losses_of_samples(net: Any) -> None:
 def _need_no_candidates(recipe: Spread, net: Any) -> None:
     others = [type(o).__name__ for o in net.all_objectives() if o.SCOPE == "rank"]
     if others:
-        parts = recipe.num_workers * recipe.accumulate
-        raise ValueError(
-            f"processes: the loss of {', '.join(others)} is of the rows that pass forward together, "
-            f"{recipe.batch_size // parts} with num_workers: {recipe.num_workers} and "
-            f"{recipe.batch_size // (recipe.num_ranks * recipe.micro_batches)} now; use a number of processes that divides "
-            f"num_workers x accumulate = {parts}"
-        )
+        raise ValueError(f"processes: the loss of {', '.join(others)} is of {_rows_together(recipe)}")
+
+
+def _need_no_capacity(recipe: Spread, net: Any) -> None:
+    for name, layer in experts_of(net).items():
+        if layer.capacity_factor is not None:
+            raise ValueError(f"processes: what {name} drops depends on {_rows_together(recipe)}")
+
+
+def _rows_together(recipe: Spread) -> str:
+    parts = recipe.num_workers * recipe.accumulate
+    return (
+        f"the rows that pass forward together, {recipe.batch_size // parts} with num_workers: {recipe.num_workers} and "
+        f"{recipe.batch_size // (recipe.num_ranks * recipe.micro_batches)} now; use a number of processes that divides "
+        f"num_workers x accumulate = {parts}"
+    )
 
 
 def _need_no_batch_norm(net: nn.Module) -> None:

@@ -279,3 +279,30 @@ def test_an_image_without_objects_is_all_background() -> None:
     losses = FasterRcnn(SMALL).train()(torch.randn(1, 3, 64, 64), [(64, 64)], [nothing])
     assert losses["rpn_box"] == losses["roi_box"] == losses["roi_attributes"] == 0
     assert losses["roi_class"] > 0
+
+
+def test_regions_to_train_on_have_the_truth_of_their_own_object() -> None:
+    """No proposal is near the second object, so its true box alone stands for it."""
+    head = FasterRcnn(config_of({**vars_of(SMALL), "roi_samples": 8, "roi_object_share": 0.5})).head
+    boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0], [40.0, 40.0, 60.0, 70.0]])
+    truth = Target(boxes, torch.tensor([3, 1]), torch.tensor([[5, -1, -1], [2, 4, -1]]))
+    proposals = torch.tensor([[1.0, 0.0, 21.0, 20.0], *[[80.0 + k, 0.0, 95.0 + k, 9.0] for k in range(20)]])
+    found = head.sample(proposals, truth)
+    num = len(found.true)
+    assert len(found.boxes) == len(found.labels) == 8
+    assert found.labels[num:].tolist() == [SMALL.num_classes] * (8 - num)  # background
+    seen = {
+        (*box, label): (true, attributes)
+        for box, label, true, attributes in zip(
+            *(part.tolist() for part in (found.boxes, found.labels, found.true, found.attributes)),
+            strict=False,
+        )
+    }
+    first, second = ([0.0, 0.0, 20.0, 20.0], [5, -1, -1]), ([40.0, 40.0, 60.0, 70.0], [2, 4, -1])
+    assert seen == {
+        (1.0, 0.0, 21.0, 20.0, 3): first,
+        (0.0, 0.0, 20.0, 20.0, 3): first,
+        (40.0, 40.0, 60.0, 70.0, 1): second,
+    }
+    many = torch.cat([boxes[:1] + 0.1 * k for k in range(10)])
+    assert len(head.sample(torch.cat([many, proposals]), truth).true) == 4  # at most half are objects

@@ -203,6 +203,15 @@ def test_padding_changes_nothing(router: Router) -> None:
         torch.testing.assert_close(two.losses[name], loss)
 
 
+def test_padding_has_no_load_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, x, noise = filled(NoisyTopK(WIDTH, NUM)).train(), tokens(), torch.randn(TOKENS, NUM)
+    monkeypatch.setattr(torch, "randn_like", lambda clean: noise[: len(clean)])
+    alone = router(x[:30])
+    padded = router(x, torch.arange(TOKENS) < 30)
+    for name in ("importance", "load"):
+        torch.testing.assert_close(padded.losses[name], alone.losses[name])
+
+
 def test_queues_are_filled_by_first_choices_first() -> None:
     experts = torch.tensor([[0, 1], [1, 0], [0, 1], [0, 2]])
     wanted = torch.tensor([[True, True], [True, True], [True, False], [True, True]])

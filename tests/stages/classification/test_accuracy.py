@@ -83,6 +83,15 @@ def test_equal_scores_are_no_answer(
     assert (figures["accuracy"], figures["accuracy@5"]) == wanted
 
 
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_that_is_no_class_of_the_model(
+    weights: Weights, image_rows: Rows, tmp_path: Path, label: int
+) -> None:
+    rows = labelled(image_rows, [0, label])
+    with pytest.raises(VlpipeError, match=f"label is {label}, wanted .* below num_classes {CLASSES}"):
+        run_gather(Accuracy(model=weights), [dataset(tmp_path / "rows", rows)], tmp_path)
+
+
 def test_what_cannot_be_judged_is_said(weights: Weights, image_rows: Rows, tmp_path: Path) -> None:
     stage = Accuracy(model=weights, batch_size=16)
     with pytest.raises(SchemaError, match="reads column 'label', which its input does not have"):

@@ -95,6 +95,16 @@ def test_times_and_texts_of_another_kind_are_named(tmp_path: Path, videos: Video
         run("00:01", "x")
     with pytest.raises(VlpipeError, match=r"a\.parquet row 1: wanted a text or a list of texts, got 3"):
         run(1.0, 3)
+    for lines, said in (
+        (
+            '0.mp4,1,2,"a dog\n1.mp4,1,2,a cat\n',
+            "unexpected end of data",
+        ),  # the open quotation mark hides a row
+        ("0.mp4,1,2,a dog, a cat\n", "line 2 has 5 fields, wanted 4"),
+    ):
+        (tmp_path / "b.csv").write_text("video,start_s,end_s,captions\n" + lines)
+        with pytest.raises(VlpipeError, match=rf"b\.csv cannot be read as .*: {said}"):
+            run_map(SpanClips(spans=File(path=str(tmp_path / "b.csv"))), videos([[]]))
     (tmp_path / "b.csv").write_text("video,start_s,end_s,captions,captions\n0.mp4,1,2,a,b\n")
     with pytest.raises(SchemaError, match=r"has the column 'captions' 2 times; wanted one"):
         run_map(SpanClips(spans=File(path=str(tmp_path / "b.csv"))), videos([[]]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from PIL import Image
 from vlpipe.pipeline.testing import run_gather
 from vlpipe.stages.demo.broken import BOMB_SIDE_PX, bomb_png
 from vlpipe.stages.demo.check_text import right
-from vlpipe.stages.demo.noise import KINDS
+from vlpipe.stages.demo.noise import KINDS, _altered
+from vlpipe.stages.demo.scenes import draw_scene
 from vlpipe.stages.demo.world import URL, World
 from vlpipe.stages.ground_truth.filter import scene_of
 
@@ -74,6 +77,21 @@ def test_texts_are_as_right_as_the_truth_says(world: Path) -> None:
         assert right(row["text"], scene_of(row)) == row["right"] == (row["noise"] is None), row
     assert 0.35 < np.mean([row["right"] for row in rows]) < 0.65
     assert {row["noise"] for row in rows} == {None, *KINDS}
+
+
+def test_a_wrong_attribute_is_one_change_of_the_scene() -> None:
+    rng, changed = np.random.default_rng(0), Counter[str]()
+    for _ in range(200):
+        scene = draw_scene(rng, two_things=0.5)
+        other = _altered(scene, rng)
+        assert len(scene.things) == len(other.things)
+        names = ["ground"] if other.ground != scene.ground else []
+        for one, two in zip(scene.things, other.things, strict=True):
+            names += [name for name, value in asdict(one).items() if asdict(two)[name] != value]
+        assert len(names) == 1
+        changed.update(names)
+    assert changed.keys() == {"shape", "colour", "size", "place", "ground"}
+    assert min(changed.values()) >= 20
 
 
 def test_planted_copies(world: Path) -> None:

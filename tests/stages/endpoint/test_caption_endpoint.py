@@ -221,7 +221,7 @@ def test_each_prompt_may_have_a_language_of_its_own(serve: Serve) -> None:
     found = synth(run_map(wrong, rows(1)).table)
     assert [one["why"] for one in found[0]] == ["wrong_language", None]
     unknown = stage(serve(), prompts=prompts, languages={"germn": ("de",)})
-    assert unknown.preflight() == ["languages: 'germn' is no name of a prompt; did you mean 'german'?"]
+    assert unknown.preflight() == ["languages: 'germn' is not the name of a prompt; did you mean 'german'?"]
 
 
 def test_grounded_captions_are_columns_of_labels_and_boxes(serve: Serve) -> None:

@@ -122,7 +122,7 @@ def test_a_server_that_dies_is_told_with_what_it_wrote_and_started_again() -> No
         (Managed(command=("no-such-program", "{port}")), "there is no program 'no-such-program'"),
         (
             Managed(command=("vllm", "{port}"), environment="/no/such/place"),
-            "/no/such/place on .* is no environment: it has no folder bin",
+            "/no/such/place on .* is not an environment: it has no folder bin",
         ),
     ],
     ids=["ends", "never ready", "no program", "no environment"],

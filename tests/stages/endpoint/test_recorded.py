@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from vlpipe.pipeline.engine.records.answers import Answer
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.chat_server.server import Running
 from vlpipe.stages.endpoint.book import KeyIndex
+from vlpipe.stages.endpoint.columns import response_format
+from vlpipe.stages.endpoint.prompts import HASH_CHARS, Builder
 
 WORKFLOW = """
 name: recorded
@@ -248,3 +251,25 @@ def test_nothing_in_the_root_holds_the_key(root: Path, serve: Serve, monkeypatch
 def test_the_schema_holds_every_field() -> None:
     assert ["key", *Answer._fields] == record.SCHEMA.names
     assert record.SCHEMA.field("key").type == pa.int64()
+
+
+def test_the_order_of_a_schemas_properties_is_in_the_hash_and_no_other_order() -> None:
+    """A server writes an object in the order of its schema; other keys mean the same in any order."""
+
+    def hashed(**sampling: Any) -> str:
+        return Builder({"model": "m", **sampling}, "", None, "").hash("prompt", 1, "", 0)
+
+    def schema(*names: str) -> dict[str, Any]:
+        return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+
+    def asked(*names: str) -> str:
+        return hashed(response_format=response_format(schema(*names)))
+
+    assert asked("caption", "objects") != asked("objects", "caption")
+    assert hashed(guided={"any": [schema("a", "b")]}) != hashed(guided={"any": [schema("b", "a")]})
+    assert hashed(top_p=1, extra={"a": 1, "b": 2}) == hashed(extra={"b": 2, "a": 1}, top_p=1)
+    # answers to requests without a schema, or with sorted names, are found as before
+    fields = [{"model": "m", "response_format": response_format(schema("a", "b"))}, "", None, ""]
+    static = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    found = hashlib.sha256(static + b"\0\0" + b"1\0" + b"0\0" + b"prompt").hexdigest()
+    assert asked("a", "b") == found[:HASH_CHARS]

@@ -46,6 +46,7 @@ def test_ties_count_against_the_word() -> None:
     assert _found(logits, [4]) == [False, True]
     assert _found(logits, [5]) == [False, False]
     assert _found(torch.zeros(1, 9), [0]) == [False, False]
+    assert _found(torch.full((1, 9), torch.nan), [0]) == [False, False]
     assert _found(torch.cat([logits, logits]), [0, 1]) == [False, True]  # every token of a word
 
 

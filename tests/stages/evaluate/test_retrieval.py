@@ -16,9 +16,10 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.common.model import Loaded
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import RESULTS, text
-from vlpipe.stages.evaluate.nearest import Candidates, Nearest, best, both_ways
+from vlpipe.stages.evaluate.nearest import Candidates, Nearest, Owned, best, both_ways
 from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, hits, recalls
 
 Rows = Callable[..., pa.Table]
@@ -131,7 +132,7 @@ def test_ranking_and_recall_in_closed_form() -> None:
     texts, images = best(sims, 4).order, best(sims.T, 4).order
     assert texts.tolist() == [[1, 2, 3, 0], [0, 2, 1, 3], [0, 1, 2, 3]]  # ties: the earlier text
     assert images.tolist() == [[1, 2, 0], [0, 2, 1], [1, 0, 2], [2, 0, 1]]
-    found = {r["name"]: r["value"] for r in recalls(hits("", texts, images, owner))}
+    found = {r["name"]: r["value"] for r in recalls(hits("", texts, images, Owned(owner)))}
     assert found["tr@1"] == pytest.approx(1 / 3)  # image 0 by its second caption; 1 and 2 miss
     assert found["tr@5"] == 1
     assert found["ir@1"] == pytest.approx(3 / 4)
@@ -147,7 +148,7 @@ def test_blocks_give_what_the_whole_matrix_gives(block_values: int) -> None:
     sims = images @ texts.T
     owner = rng.integers(0, 23, 60)
     own = owner[None] == np.arange(23)[:, None]
-    found = both_ways(images, texts, 7, owner, block_values)
+    found = both_ways(images, texts, 7, Owned(owner), block_values)
     for one, whole, right in zip(found, (sims, sims.T), (own, own.T), strict=True):
         assert np.array_equal(one.order, best(whole, 7, right).order)
         assert np.array_equal(one.scores, best(whole, 7, right).scores)
@@ -162,16 +163,38 @@ def test_a_model_that_embeds_everything_alike_finds_nothing(value: float, block_
         np.full((26, 3), value, np.float32),
         np.arange(26) // 2,
     )
-    of_images, of_texts = both_ways(images, texts, 12, owner, block_values)
+    of_images, of_texts = both_ways(images, texts, 12, Owned(owner), block_values)
     own = owner[of_images.order] == np.arange(13)[:, None], of_texts.order == owner[:, None]
     again = [
         near.reranked(np.zeros_like(near.scores), o)
         for near, o in zip((of_images, of_texts), own, strict=True)
     ]
     for orders in ((of_images.order, of_texts.order), again):
-        assert {name: hit.mean() for name, hit in hits("", *orders, owner).items()} == {
+        assert {name: hit.mean() for name, hit in hits("", *orders, Owned(owner)).items()} == {
             f"{way}@{k}": 0 for way in ("tr", "ir") for k in RECALL_AT
         }
+
+
+@pytest.mark.parametrize("block_values", [1, 10**6])
+def test_a_text_that_reads_like_the_images_own_is_right(block_values: int) -> None:
+    """Images 0 and 1 have the caption `a`, image 2 has `b` twice. The embeddings of equal texts are equal."""
+    texts, owner = ["a", "a", "b", "b", "c"], np.array([0, 1, 2, 2, 3])
+    images = np.array([[1, 0, 0], [0.9, 0, 0], [0, 1, 0], [0, 1, 0.1]], np.float32)
+    feats = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    owned = Owned(owner, texts)
+    of_images, of_texts = both_ways(images, feats, 5, owned, block_values)
+    found = hits("", of_images.order, of_texts.order, owned)
+    assert found["tr@1"].tolist() == [True, True, True, False]
+    assert found["ir@1"].tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]  # `a` is closer to image 0, `b` to 2 as to 3
+    apart = Owned(owner)
+    of_images, of_texts = both_ways(images, feats, 5, apart, block_values)
+    assert hits("", of_images.order, of_texts.order, apart)["tr@1"].tolist() == [False, False, True, False]
 
 
 def test_candidates_whose_new_scores_are_equal_count_as_wrong() -> None:
@@ -204,7 +227,7 @@ def test_memory_is_that_of_the_candidates() -> None:
     images, texts = (rng.random((n, 4), np.float32) for n in (2000, 5000))
     tracemalloc.start()
     try:
-        both_ways(images, texts, 16, np.arange(5000) % 2000, block_values=1 << 20)
+        both_ways(images, texts, 16, Owned(np.arange(5000) % 2000), block_values=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 25e6
     finally:
         tracemalloc.stop()
@@ -251,3 +274,12 @@ def test_items_are_the_hits_that_the_recalls_are_means_of(
     assert of_images["item"].tolist() == of_images["row"].tolist() == [f"row{i}" for i in range(9)]
     captions = [(f"row{i}#{k}", f"row{i}") for i in range(9) for k in range(1 + i % 4)]
     assert list(zip(of_captions["item"], of_captions["row"], strict=True)) == captions
+
+
+def test_a_model_whose_embeddings_are_no_numbers_is_named(
+    weights: Weights, image_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loaded, "embed_texts", lambda self, ids, mask: torch.full((len(ids), 8), torch.nan))
+    stage = Retrieval(model=weights, k_test=0, batch_size=16, max_text_length=12)
+    with pytest.raises(VlpipeError, match="gives embeddings that are not finite numbers"):
+        evaluate(stage, captioned(image_rows, 4), tmp_path)

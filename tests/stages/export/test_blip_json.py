@@ -94,6 +94,15 @@ def test_which_texts_and_urls_instead_of_images(tmp_path: Path) -> None:
     assert len(none.rejects) == 4
 
 
+def test_ids_that_differ_in_a_slash_have_a_file_each(tmp_path: Path) -> None:
+    ids = ["a/b", "a_b", "a%2Fb"]
+    rows = [{**one, "id": id_} for one, id_ in zip([ROWS[0], *ROWS[2:]], ids, strict=True)]
+    data = dataset(tmp_path / "in", pa.Table.from_pylist(rows, SCHEMA))
+    got = run_gather(WriteBlipJson(texts="best"), [data], tmp_path / "out")
+    found = {one["image_id"]: Path(got.artifacts, one["image"]).read_bytes() for one in entries(got)}
+    assert found == {one["id"]: one["image"] for one in rows}
+
+
 def test_other_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="image"):
         WriteBlipJson().schema(pa.schema([*LISTED, ("format", pa.string())]))

@@ -193,6 +193,9 @@ def test_rows_it_cannot_write(tmp_path: Path) -> None:
     empty = made(tmp_path / "none", [{**row(0), "image": None}])
     with pytest.raises(VlpipeError, match="has no image; an earlier step must reject such rows"):
         export(tmp_path / "none", empty)
+    dotted = made(tmp_path / "dotted", [{**row(n), "id": f"cat.{n}"} for n in range(2)])
+    with pytest.raises(VlpipeError, match=r"row cat\.0: its id has a dot, at which webdataset ends the key"):
+        export(tmp_path / "dotted", dotted)
 
 
 def test_there_and_back(tmp_path: Path) -> None:

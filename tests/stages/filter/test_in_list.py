@@ -59,8 +59,8 @@ def test_membership_is_that_of_a_set(tmp_path: Path) -> None:
     ("name", "content", "wanted"),
     [
         ("a.npy", np.arange(3), r"a.npy has 1 dimension\(s\) of int64; wanted one of two u8"),
-        ("b.npy", np.array([{"a": 1}], object), "b.npy is no array of numpy without objects"),
-        ("c.npy", b"nothing", "c.npy is no array of numpy without objects"),
+        ("b.npy", np.array([{"a": 1}], object), "b.npy is not an array of numpy without objects"),
+        ("c.npy", b"nothing", "c.npy is not an array of numpy without objects"),
         ("d.parquet", pa.table({"uids": ["a"]}), r"d.parquet has no column 'uid'; did you mean .uids.\?"),
         ("e.txt", b"\xff\xfe", "e.txt is not UTF-8 text"),
     ],

@@ -82,9 +82,14 @@ def test_what_cannot_work_is_said(tmp_path: Path) -> None:
         SchemaError, match=r"filter.top needs numbers in column 'id', but the column is string"
     ):
         TopCut(column="id", fraction=0.3).schema(pa.schema([("id", pa.string())]))
+    marks = InTop(column="score", cut=File(path=str(tmp_path / "cut.json")))
+    with pytest.raises(SchemaError, match=r"filter.top reads column 'id', which its input does not have"):
+        marks.schema(pa.schema([("score", pa.float32())]))
+    with pytest.raises(SchemaError, match=r"filter.top reads column 'score', which its input does not have"):
+        marks.schema(pa.schema([("id", pa.string())]))
     (tmp_path / "cut.json").write_text('{"column": "other"}')
     with pytest.raises(VlpipeError, match="is for column 'other', but this step has `column: score`"):
         run_map(
-            InTop(column="score", cut=File(path=str(tmp_path / "cut.json"))),
+            marks,
             pa.table({"id": ["a"], "score": [1.0]}),
         )

@@ -350,6 +350,8 @@ def test_chair_of_captions_from_a_file(tmp_path: Path, synonyms: Path) -> None:
         found({"captions": []})
     with pytest.raises(VlpipeError, match=r"captions\[0\]: wanted an id and a caption, got \{'id': 'a'\}"):
         found({"captions": [{"id": "a"}]})
+    with pytest.raises(VlpipeError, match=r"captions\[1\]: an earlier one has the id 'a'"):
+        found({"captions": [{"id": "a", "caption": one} for one in ("a dog", "a bus")]})
     with pytest.raises(VlpipeError, match=r"captions\.json: wanted captions\.json of evaluate\.captions"):
         found([])
 

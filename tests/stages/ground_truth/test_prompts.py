@@ -25,7 +25,7 @@ def test_what_a_text_claims() -> None:
     }
     assert claimed("there is a big blue box in the centre")["place"] == "middle-middle"
     for wrong in ("a red circle and a blue square", "a dog"):
-        with pytest.raises(VlpipeError, match="is no text of the demo world about one object"):
+        with pytest.raises(VlpipeError, match="is not a text of the demo world about one object"):
             claimed(wrong)
 
 

@@ -68,7 +68,7 @@ def test_a_rule_lists_the_clips_of_each_video(videos: Any) -> None:
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        ({"use": "clips.spans:SpanClips"}, "is no pairing rule"),
+        ({"use": "clips.spans:SpanClips"}, "is not a pairing rule"),
         ({"use": "clips.milnce:MilNce", "min_time": 1}, "min_time"),
         ({}, "use must be 'module:Class'"),
     ],

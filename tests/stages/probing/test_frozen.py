@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from probing_toys import colours, labelled_rows
 from scipy.special import softmax
@@ -16,7 +17,7 @@ from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.pixels import load_pixels
-from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.common.row import RESULTS, TEXTS, text
 from vlpipe.stages.probing.features import Labelled, ProbesImages
 from vlpipe.stages.probing.image_retrieval import ImageRetrieval, judged
 from vlpipe.stages.probing.knn import NearestNeighbours, neighbours, voted
@@ -84,7 +85,7 @@ def test_another_output_is_probed(colour_model: Weights, tmp_path: Path) -> None
     }
     assert by["colour"] == pytest.approx(by["maps"]), "maps are averaged over their places"
     stage = LogisticProbe(model=colour_model, output="count", **SHARED)
-    with pytest.raises(VlpipeError, match="'count' is no vector per image"):
+    with pytest.raises(VlpipeError, match="'count' is not a vector per image"):
         figures(stage, [train, test], tmp_path)
     steps = {"mae": Train(model={"use": "mae:Mae"}, objectives=["pixel_mse:PixelMse"], steps=1)}
     assert LogisticProbe(model=Weights(step="mae"), output="nothing").preflight_after(steps) == [
@@ -145,6 +146,26 @@ def test_retrieval_by_images_is_that_of_a_loop(alone: bool) -> None:
                 sums[f"i2i@{k}"] += any(hits[:k])
     assert num == wanted_num < len(queries)
     assert found == pytest.approx({name: value / num for name, value in sums.items()})
+
+
+def test_folders_of_classes_that_are_numbered_differently_are_named(
+    colour_model: Weights, tmp_path: Path
+) -> None:
+    """The test set lacks a class, so that its `dog` has the number that `cat` has in the training set."""
+    images, _ = colours(6, 0)
+
+    def rows(names: list[str], name: str) -> Dataset:
+        labels = [sorted(set(names)).index(one) for one in names]
+        table = labelled_rows(images, labels, name)
+        table = table.append_column("url", pa.array([f"{one}/{k}.png" for k, one in enumerate(names)]))
+        texts = pa.array([[text(one, "human")] for one in names], TEXTS)
+        return dataset(tmp_path / name, table.append_column("texts", texts), name)
+
+    train, test = rows(["ant", "cat", "dog"] * 2, "train"), rows(["cat", "dog"] * 3, "test")
+    stage = NearestNeighbours(model=colour_model, k=[1], **SHARED)
+    with pytest.raises(VlpipeError, match="label 0 is 'ant' in train and 'cat' in test; list all `classes`"):
+        figures(stage, [train, test], tmp_path)
+    assert figures(stage, [train, rows(["ant", "cat", "dog"] * 2, "whole")], tmp_path)["knn@1"] == 1
 
 
 @pytest.mark.parametrize("alone", [True, False])

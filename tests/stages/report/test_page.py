@@ -17,11 +17,12 @@ from PIL import Image
 from vlpipe.pipeline.storage.printable import without_secrets
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.row import LOSSES, RESULTS
+from vlpipe.stages.report import gallery
 from vlpipe.stages.report.charts import _bucketed, _smooth
 from vlpipe.stages.report.gallery import NUM_DROPPED, NUM_KEPT, evenly, thumbnail
 from vlpipe.stages.report.html import esc, seconds, share, stranger
 from vlpipe.stages.report.page import RunView, StepView, render
-from vlpipe.stages.report.svg import ticks
+from vlpipe.stages.report.svg import BOTTOM, HEIGHT, TOP, Scale, axes, ticks
 from vlpipe.stages.report.texts import judged_texts
 
 
@@ -244,11 +245,37 @@ def test_rejects_without_their_picture_are_left_out(run: RunView) -> None:
     assert 'id="gallery"' not in render(replace(run, steps=lonely))
 
 
+def test_dropped_rows_are_no_more_than_there_is_room_for(
+    run: RunView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "NUM_DROPPED", 3)
+    cards = gallery.dropped_cards(run)
+    assert sorted(card.dropped[1].why for card in cards if card.dropped) == [
+        "near_duplicate", "near_duplicate", "no_text_kept"
+    ]  # fmt: skip
+
+
 def test_ticks_are_round_numbers_within() -> None:
     assert ticks(0, 1, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(0, 399, 5) == [0, 100, 200, 300]
     assert ticks(-0.3, 0.3, 4) == pytest.approx([-0.2, 0, 0.2])
     assert ticks(5, 5) == [5]
+
+
+def test_grid_lines_and_their_labels_are_where_the_values_are() -> None:
+    scale = Scale(0, 50, 0, 1)
+    drawn = axes(scale)
+    lines = [float(y) for y in re.findall(r'class="grid" [^>]*y1="([0-9.]+)"', drawn)]
+    assert lines == pytest.approx([scale.y(y) for y in (0, 0.5, 1)], abs=0.1)
+    assert lines[0] - lines[-1] == HEIGHT - TOP - BOTTOM  # 0 at the bottom, 1 at the top
+    labels = re.findall(r'class="tick end" x="\d+" y="([0-9.]+)">([0-9.]+)<', drawn)
+    assert [(float(y) - 3.5, float(text)) for y, text in labels] == [
+        (pytest.approx(y, abs=0.1), value) for y, value in zip(lines, (0, 0.5, 1), strict=True)
+    ]
+    below = re.findall(r'class="tick mid" x="([0-9.]+)" y="\d+">([0-9]+)<', drawn)
+    assert [(float(x), float(text)) for x, text in below] == [
+        (pytest.approx(scale.x(value), abs=0.1), value) for value in (0, 10, 20, 30, 40, 50)
+    ]
 
 
 def test_smoothing_keeps_a_line_and_buckets_keep_the_mean() -> None:

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForPreTraining
 from vlpipe.models import folder
 from vlpipe.models.systems.text.bert import Bert
 from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather
@@ -85,6 +86,11 @@ def test_a_class_is_learned(given: Make, pretrained: Weights, tmp_path: Path) ->
     assert value(scores, "accuracy") == value(scores, "f1") == value(scores, "matthews") == 1.0
     assert value(scores, "accuracy_prior") == 0.5
     assert {row["num_rows"] for row in scores.to_pylist()} == {32}
+    other = given([rows[0] | {"label": -1}], EXAMPLES)
+    with pytest.raises(
+        VlpipeError, match="label is -1, wanted a whole number from 0 and below num_classes 2"
+    ):
+        run_gather(GlueScores(model=Weights(path=out.artifacts)), [other], tmp_path / "other")
 
 
 def test_a_score_is_learned(given: Make, pretrained: Weights, tmp_path: Path) -> None:

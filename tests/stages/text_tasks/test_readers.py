@@ -176,5 +176,5 @@ def test_a_renamed_file_is_another_list(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("Good.\t1\n")
     for path in (tmp_path / "train.txt", tmp_path, tmp_path / "none.tsv"):
-        with pytest.raises(VlpipeError, match=r"is no \.tsv file; wanted train\.tsv or dev\.tsv of sst2"):
+        with pytest.raises(VlpipeError, match=r"is not a \.tsv file; wanted train\.tsv or dev\.tsv of sst2"):
             list(GlueTask(file=ListFile(path=str(path)), task="sst2").rows())

@@ -108,7 +108,9 @@ def test_killed_and_resumed_it_ends_the_same(
     again = run_gather(recipe(), [poles], tmp_path / "killed", say=said.append)
     assert [line.split()[1] for line in said] == ["5/6", "6/6"]
     assert again.table.equals(calm.table)
-    for name in ("model.safetensors", "config.json", "objects_vocab.txt", "attributes_vocab.txt"):
+    files = {"model.safetensors", "config.json", "objects_vocab.txt", "attributes_vocab.txt"}
+    assert {path.name for path in again.artifacts.iterdir()} == files
+    for name in files:
         assert (again.artifacts / name).read_bytes() == (calm.artifacts / name).read_bytes(), name
     assert {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_attributes", "loss", "lr"} <= set(
         calm.table["name"].to_pylist()

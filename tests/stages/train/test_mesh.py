@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from vlpipe.stages.train.train import Train
 
 HERE = Path(__file__).parent
 Make = Callable[..., Train]
+ZERO: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
 ITC = {"use": "itc:Itc", "queue_size": 64, "alpha_ramp_epochs": 0}
 # a step is the whole set, so that all see the same rows; ITM draws negatives, and ranks draw their own
 EXACT: dict[str, Any] = {"batch_size": 48, "objectives": [ITC, "lm:Lm"], "model": {"dropout": 0.0}}
@@ -61,47 +62,49 @@ def same(found: Mapping[str, Any], one: Mapping[str, Any]) -> None:
 def test_shards_are_one_process(
     tmp_path: Path, squares: Dataset, recipe_of: Make, trained: Callable[..., dict[str, Any]]
 ) -> None:
-    """ZeRO 1 to 3 and cut layers, with a teacher, a queue, a gradient cache, frozen parts, recomputed layers, LARS."""
-    lars = [ParameterGroup(match=["vision.*"], optimiser="lars")]
+    """Replicas, ZeRO 1 to 3 and cut layers, alone and in pairs; each with features of all workers and their gradients, a
+    teacher, a queue and frozen parts; with a gradient cache, recomputed layers, LARS."""
+    frozen: dict[str, Any] = {"freeze": ["vision.*", "text.embed.*"], "recompute": True}
+    # of other sums: AdamW makes steps of the noise where a gradient is 0, such as that of the keys' biases
+    plain_steps: dict[str, Any] = {"optimiser": "sgd", "lr": 0.01}
     kinds: dict[str, dict[str, Any]] = {
         "": {},
         "cached": {"accumulate": 2},
-        "frozen": {"freeze": ["vision.*"], "recompute": True},
-        "lars": {"groups": lars},
-        # of other sums: AdamW makes steps of the noise where a gradient is 0, such as that of the keys' biases
-        "tensor": {"optimiser": "sgd", "lr": 0.01},
+        "frozen": frozen,
+        "lars": {"groups": [ParameterGroup(match=["vision.*"], optimiser="lars")]},
+        "sgd": plain_steps,
+        "sgd-cached": {**plain_steps, "accumulate": 2},
+        "sgd-frozen": {**plain_steps, **frozen},
     }
-    two: dict[str, tuple[Train, Dataset]] = {}
-    for kind, zero in [
-        ("", 1),
-        ("", 2),
-        ("", 3),
-        ("cached", 1),
-        ("cached", 2),
-        ("cached", 3),
-        ("frozen", 3),
-        ("lars", 3),
-    ]:
-        mesh = Mesh(shard=2, zero=zero)  # type: ignore[arg-type]
-        two[f"{kind} {zero}"] = recipe_of(num_workers=2, mesh=mesh, **EXACT, **kinds[kind]), squares
-    four = {
-        f"{kind} {zero}": (
-            recipe_of(num_workers=4, mesh=Mesh(data=2, shard=2, zero=zero), **EXACT, **kinds[kind]),
-            squares,
-        )  # type: ignore[arg-type]
-        for kind, zero in [("", 3), ("cached", 1)]
+    meshes: dict[int, list[tuple[str, Mesh | None]]] = {
+        2: [
+            *((kind, None) for kind in ("", "cached", "frozen", "lars")),  # DistributedDataParallel
+            *((kind, Mesh(shard=2, zero=zero)) for kind in ("", "cached", "frozen") for zero in ZERO),
+            ("lars", Mesh(shard=2)),
+            *((kind, Mesh(tensor=2)) for kind in ("sgd", "sgd-frozen")),
+        ],
+        4: [
+            ("", Mesh(data=2, shard=2)),
+            ("cached", Mesh(data=2, shard=2, zero=1)),
+            ("frozen", Mesh(data=2, shard=2, zero=2)),
+            *(("sgd-frozen", Mesh(tensor=2, shard=2, zero=zero)) for zero in ZERO),
+            ("sgd-cached", Mesh(tensor=2, shard=2)),
+            *((kind, Mesh(tensor=2, data=2)) for kind in ("sgd-cached", "sgd-frozen")),
+        ],
     }
-    # layers cut in two: alone, with shards, with replicas
-    cut = {**EXACT, **kinds["tensor"]}
-    two["tensor"] = recipe_of(num_workers=2, mesh=Mesh(tensor=2), **cut), squares
-    four["tensor shard"] = recipe_of(num_workers=4, mesh=Mesh(tensor=2, shard=2), **cut), squares
-    four["tensor data"] = recipe_of(num_workers=4, mesh=Mesh(tensor=2, data=2), **cut, accumulate=2), squares
     ones = {kind: trained(recipe_of(**EXACT, **more), squares) for kind, more in kinds.items()}
-    for num, jobs in ((2, two), (4, four)):
+    for num, wanted in meshes.items():
         folder = tmp_path / str(num)
         folder.mkdir()
-        for name, found in in_ranks(folder, num, jobs).items():
-            same(found, ones[name.split(" ")[0]])
+        jobs = {
+            f"{kind} {mesh}": (recipe_of(num_workers=num, mesh=mesh, **EXACT, **kinds[kind]), squares)
+            for kind, mesh in wanted
+        }
+        assert [recipe.preflight() for recipe, _ in jobs.values()] == [[]] * len(wanted)
+        found = in_ranks(folder, num, jobs)
+        assert len(found) == len(wanted)
+        for name, one in found.items():
+            same(one, ones[name.split(" ")[0]])
 
 
 def experts(recipe: Train, **more: Any) -> Train:
@@ -130,20 +133,32 @@ def experts(recipe: Train, **more: Any) -> Train:
 def test_spread_experts_are_one_process(
     tmp_path: Path, squares: Dataset, recipe_of: Make, trained: Callable[..., dict[str, Any]]
 ) -> None:
-    """On two workers with replicas or shards; on four in two groups, or all in one with shards."""
-    one = trained(experts(recipe_of(batch_size=48)), squares)
-    for num, meshes in (
-        (2, [Mesh(expert=2), Mesh(expert=2, shard=2)]),
-        (4, [Mesh(expert=2), Mesh(expert=4, shard=2)]),
-    ):
+    """On two workers with replicas or shards; on four in two groups, or all in one with shards; with a teacher, and frozen
+    parts. The model has no features to compare, so no contrast and no queue."""
+    kinds: dict[str, dict[str, Any]] = {
+        "": {},
+        "frozen": {"freeze": ["words.*", "layers.0.*"], "teachers": {"ema": {"momentum": 0.9}}},
+    }
+    meshes = {
+        2: [*(Mesh(expert=2, shard=2, zero=zero) for zero in ZERO), Mesh(expert=2)],
+        4: [Mesh(expert=2), Mesh(expert=4, shard=2)],
+    }
+
+    def recipe(kind: str, **more: Any) -> Train:
+        return replace(experts(recipe_of(batch_size=48, **more)), **kinds[kind])
+
+    ones = {kind: trained(recipe(kind), squares) for kind in kinds}
+    for num, wanted in meshes.items():
         folder = tmp_path / str(num)
         folder.mkdir()
         jobs = {
-            str(mesh): (experts(recipe_of(batch_size=48, num_workers=num, mesh=mesh)), squares)
-            for mesh in meshes
+            f"{kind} {mesh}": (recipe(kind, num_workers=num, mesh=mesh), squares)
+            for kind in kinds
+            for mesh in wanted
         }
-        for found in in_ranks(folder, num, jobs).values():
-            same(found, one)
+        assert [one.preflight() for one, _ in jobs.values()] == [[]] * len(jobs)
+        for name, found in in_ranks(folder, num, jobs).items():
+            same(found, ones[name.split(" ")[0]])
 
 
 def test_a_plan_refuses_experts_that_cannot_be_spread(recipe_of: Make) -> None:

@@ -47,7 +47,7 @@ def in_ranks(
     (folder / "jobs").write_bytes(pickle.dumps(configs))
     last = num - 1
     killing = {} if kill_at is None else {"of_rank": {last: {"KILL_AT": str(kill_at)}}, "killed": last}
-    run(folder, num, [HERE / "resume_worker.py", folder / "jobs"], **killing)
+    run(folder, num, [HERE / "resume_worker.py", folder / "jobs"], wait_s=500, **killing)
 
 
 def losses(work: Path) -> dict[tuple[int, str], float]:

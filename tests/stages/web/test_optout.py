@@ -14,7 +14,7 @@ from vlpipe.stages.web.headers import Headers
 from vlpipe.stages.web.opt_out_headers import (
     DEFAULT,
     MAX_EVIDENCE,
-    is_no,
+    is_opt_out,
     opted_out,
     opted_out_inside,
     robots_directives,
@@ -116,7 +116,7 @@ def test_content_credentials_that_say_no(entry: str) -> None:
     ],
 )
 def test_evidence_is_judged_again(evidence: str, bot: str, signals: tuple[str, ...], no: bool) -> None:
-    assert is_no(evidence, bot, signals) is no
+    assert is_opt_out(evidence, bot, signals) is no
 
 
 def test_the_c2pa_entry_is_found_as_by_its_pattern() -> None:

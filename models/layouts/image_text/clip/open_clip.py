@@ -152,7 +152,7 @@ def load(cls: Any, folder: Path, changes: Mapping[str, Any]) -> Any:
     try:
         given = read(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"model: {folder / CONFIG} is no config of open_clip: {error!r}") from error
+        raise ValueError(f"model: {folder / CONFIG} is not a config of open_clip: {error!r}") from error
     model = cls(**{**given, **changes})
     file = next((folder / name for name in READ if (folder / name).is_file()), None)
     if file is None:

@@ -155,7 +155,7 @@ class RelativeBias(nn.Module):
         self.cross = nn.Parameter(torch.zeros(2, columns))  # from words to patches, from patches to words
 
     def forward(self, num_text: int, *, has_image: bool) -> Tensor:
-        """num_text: text tokens, 0 for an image alone."""
+        """Returns the biases of `num_text` text tokens (0 for an image alone), and then of the image if there is one."""
         tables = []
         if num_text:
             tables.append(self.text[text_index(num_text, len(self.text), self.text.device)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlpipe.stages.loading.corruptors.mask_text import Ints, MaskText
+from vlpipe.stages.loading.corruptors.mask_text import MaskText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,10 @@ class MaskSegments(MaskText):
         if self.following < 0:
             raise ValueError(f"mask_segments: following must be at least 0, got {self.following}")
 
-    def _choose(self, words: Ints, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-        units = words if self.whole_words else np.where(words >= 0, np.arange(len(words)), -1)
-        names = np.unique(units[units >= 0])
-        if not len(names):
-            return np.zeros(len(words), np.bool_)
-        anchors = np.flatnonzero(rng.random(len(names)) < self.rate)
-        if not len(anchors) and self.at_least_one:
-            anchors = rng.choice(len(names), 1)
+    def _picked(self, num: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        picked = super()._picked(num, rng)
+        anchors = np.flatnonzero(picked)
         lengths = 1 + rng.integers(self.following + 1, size=len(anchors))
-        picked = np.zeros(len(names), np.bool_)
         for start, length in zip(anchors, lengths, strict=True):
             picked[start : start + length] = True
-        return np.isin(units, names[picked])
+        return picked

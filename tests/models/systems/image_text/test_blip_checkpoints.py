@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlpipe.models.generation.beam import beam
@@ -21,6 +22,7 @@ from vlpipe.models.systems.image_text.blip.checkpoints import (
     export_retrieval,
     init_bert,
     init_vit,
+    read_tensors,
 )
 from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.systems.image_text.blip.vision import resize_positions
@@ -344,3 +346,16 @@ def test_exported_config_does_not_inherit_their_defaults(
         ValueError, match="needs a model with parts 'all' or 'captioner', but this one has parts 'retrieval'"
     ):
         export_captioner(make_blip(parts="retrieval"), tokenizer, tmp_path)
+
+
+def test_a_folder_may_have_either_file_and_safetensors_counts_first(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    assert read_tensors(tmp_path)["a"].tolist() == [0, 0]
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert read_tensors(tmp_path)["a"].tolist() == [1, 1]
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    wanted = f"checkpoint: there is no model.safetensors or pytorch_model.bin in {tmp_path}"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        read_tensors(tmp_path)

@@ -179,7 +179,7 @@ def test_what_another_library_does_not_have_is_refused(tmp_path: Path) -> None:
     [
         ({"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}, "not CLIP as published: it sets mean"),
         ({"vision_cfg": {"image_size": [32, 64]}}, r"it sets image_size \[32, 64\]"),
-        ({"text_cfg": {"pool_type": "eos"}}, r"is no config of open_clip: KeyError\('eos_id'\)"),
+        ({"text_cfg": {"pool_type": "eos"}}, r"is not a config of open_clip: KeyError\('eos_id'\)"),
         ({"vision_cfg": {"patch_dropout": 0.0, "ls_init_value": None, "image_size": [32, 32]}}, ""),
     ],
 )

@@ -117,6 +117,17 @@ def test_losses_gradients_and_bank_are_those_of_the_paper(kind: str) -> None:
         assert objective.constant.tolist() == pytest.approx(constant)
 
 
+def test_both_networks_start_from_hes_initialisation() -> None:
+    torch.manual_seed(0)
+    model = Cmc(num_rows=2, image_size=32, layers=[1], width=64, stem="large", projection_dim=4)
+    for net in model.vision:
+        std = math.sqrt(
+            2 / (64 * 7 * 7)
+        )  # by the fan out of the 7 x 7 convolution, whatever the view's channels
+        assert float(net.conv1.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert net.conv1.bias is None
+
+
 def test_evaluation_leaves_bank_and_constant_alone() -> None:
     model = Cmc(**TINY)
     objective = MemoryBank(num_negatives=K)

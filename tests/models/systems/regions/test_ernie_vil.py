@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models.parity import TOLERANCE, noisy, outputs
+from tests.models.second_regions import Parts
 from vlpipe.models.interface.batch import IGNORE, Stream
 from vlpipe.models.objectives.match import Match
 from vlpipe.models.objectives.region_kl import RegionKl
@@ -59,40 +60,13 @@ def streams() -> dict[str, Stream]:
     return {"text": Stream(ids, text_mask, target=targets), "regions": regions}
 
 
-class Reference:
+class Reference(Parts):
     """The formulas, on the model's parameters, for one row without padding."""
-
-    def __init__(self, model: ErnieVil) -> None:
-        self.p = dict(model.named_parameters())
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + 1e-12).sqrt()
-        return x * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.p[f"{name}.weight"].T + self.p[f"{name}.bias"]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        parts = []
-        for a, b, c in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1), strict=True):
-            parts.append((a @ b.T / math.sqrt(a.shape[-1])).softmax(-1) @ c)
-        return torch.cat(parts, -1)
 
     def cross(self, x: Tensor, context: Tensor, name: str, heads: int) -> Tensor:
         k, v = self.linear(context, f"{name}.kv").chunk(2, -1)
-        mixed = self.attend(self.linear(x, f"{name}.q"), k, v, heads)
+        mixed = self.mix(self.linear(x, f"{name}.q"), k, v, heads)
         return self.norm(x + self.linear(mixed, f"{name}.out"), f"{name}.norm")
-
-    def feed(self, x: Tensor, name: str) -> Tensor:
-        inner = self.linear(x, f"{name}.up")
-        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
-        return self.norm(x + self.linear(inner, f"{name}.down"), f"{name}.norm")
-
-    def layer(self, x: Tensor, name: str, heads: int) -> Tensor:
-        q, k, v = self.linear(x, f"{name}.attention.qkv").chunk(3, -1)
-        mixed = self.linear(self.attend(q, k, v, heads), f"{name}.attention.out")
-        return self.feed(self.norm(x + mixed, f"{name}.attention.norm"), f"{name}.feed_forward")
 
     def hidden(self, given: dict[str, Stream], row: int) -> tuple[Tensor, Tensor]:
         text, regions = given["text"], given["regions"]
@@ -111,8 +85,8 @@ class Reference:
         for k in (0, 1):
             to_words = self.cross(words, image, f"bridges.{k}.to_words", 3)
             to_image = self.cross(image, words, f"bridges.{k}.to_image", 2)
-            words = self.layer(self.feed(to_words, f"bridges.{k}.words"), f"language.{k + 1}", 3)
-            image = self.layer(self.feed(to_image, f"bridges.{k}.image"), f"vision.{k}", 2)
+            words = self.layer(self.feed_forward(to_words, f"bridges.{k}.words"), f"language.{k + 1}", 3)
+            image = self.layer(self.feed_forward(to_image, f"bridges.{k}.image"), f"vision.{k}", 2)
         return words, image
 
     def transform(self, x: Tensor, name: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.models.parity import TOLERANCE, noisy, outputs
+from tests.models.second_regions import Parts
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.masked_lm import MaskedLm
@@ -73,19 +74,12 @@ def streams(generate: bool) -> dict[str, Stream]:
     }
 
 
-class Reference:
+class Reference(Parts):
     """The formulas, on the model's parameters, for one row without padding."""
 
     def __init__(self, model: Unimo, given: dict[str, Stream]) -> None:
-        self.p, self.given = dict(model.named_parameters()), given
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + 1e-12).sqrt()
-        return x * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return x @ self.p[f"{name}.weight"].T + self.p[f"{name}.bias"]
+        super().__init__(model)
+        self.given = given
 
     def gelu(self, x: Tensor) -> Tensor:
         return x * (1 + torch.erf(x / math.sqrt(2))) / 2

@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     ):
         folder.load(tmp_path / "w.bin", use="univl:UniVl")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.bin")
-    with pytest.raises(ValueError, match="is no file of UniVl: it has no tensor"):
+    with pytest.raises(ValueError, match="is not a file of UniVl: it has no tensor"):
         folder.load(tmp_path / "a.bin", use="univl:UniVl")
     other = published() | {"cls_visual.predictions.weight": torch.zeros(W, D)}
     torch.save(other, tmp_path / "o.bin")

@@ -72,7 +72,7 @@ def test_a_tensor_too_many_or_too_few_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=name):
             folder.load(tmp_path / "w.pth", use="gated_embeddings:GatedEmbeddings")
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth is no file of GatedEmbeddings: it has no tensor"):
+    with pytest.raises(ValueError, match=r"w\.pth is not a file of GatedEmbeddings: it has no tensor"):
         folder.load(tmp_path / "w.pth", use="gated_embeddings:GatedEmbeddings")
 
 
