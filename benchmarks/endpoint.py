@@ -35,7 +35,8 @@ import pyarrow as pa
 from PIL import Image
 from record import machine, machine_line, table
 
-from vlpipe.pipeline.service import Services, at
+from vlpipe.pipeline.service import at
+from vlpipe.pipeline.services.server import Services
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.caption.endpoint import CaptionEndpoint
 from vlpipe.stages.common.row import TEXTS, text

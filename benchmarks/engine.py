@@ -23,12 +23,11 @@ from engine_page import OURS, TASK_ACTOR, TASK_GATHER, beside_table, markdown
 from peers import ray_data, two_processes
 from record import machine
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Executor, Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.on_ray.executor import RayExecutor
 from vlpipe.pipeline.engine.plan import plan, remember
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -72,7 +71,7 @@ def run(workflow: Path, executor: Executor, until: str | None = None) -> float:
         steps = plan(found, store, until)
         if any(not one.is_done for one in steps):
             remember(steps, store)
-            Run(steps, store, executor, Watcher()).go()
+            new_run(steps, store, executor, Watcher()).go()
     return time.monotonic() - began
 
 
@@ -116,7 +115,7 @@ class Bench:
         """The source step's shards, made once and not timed."""
         made = self.folder / f"source{num_shards}"
         if not made.exists():
-            run(write_workflow(made, num_shards * ROWS_PER_SHARD, ROWS_PER_SHARD), LocalExecutor())
+            run(write_workflow(made, num_shards * ROWS_PER_SHARD, ROWS_PER_SHARD), local_executor())
         return sorted(made.glob("root/numbers-*/*[0-9].parquet"))
 
     def warm_up(self) -> None:
@@ -194,12 +193,12 @@ class Bench:
         """A stage that does nothing, over many rows in shards of the usual size; and one shard after another here."""
         num_shards = NUM_LIGHT_ROWS // 10_000
         workflow = write_workflow(self.fresh(), NUM_LIGHT_ROWS, 10_000, "Sleep")
-        run(workflow, LocalExecutor(), until="numbers")
+        run(workflow, local_executor(), until="numbers")
         self.warm_up()
         on_ray = run(workflow, self.executor)
         small = write_workflow(self.fresh(), 256 * ROWS_PER_SHARD, ROWS_PER_SHARD, "Sleep")
-        run(small, LocalExecutor(), until="numbers")
-        here = run(small, LocalExecutor())
+        run(small, local_executor(), until="numbers")
+        here = run(small, local_executor())
         say(f"{NUM_LIGHT_ROWS} rows: {on_ray:.2f} s; 256 shards in one process: {here:.2f} s")
         return {
             "num_rows": NUM_LIGHT_ROWS,

@@ -15,8 +15,8 @@ from pathlib import Path
 from record import machine, machine_line, table
 
 from vlpipe.pipeline.engine.plan import plan
-from vlpipe.pipeline.engine.records.receipts import seconds_of
 from vlpipe.pipeline.inspect.forecast import read_forecast
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 

@@ -25,7 +25,9 @@ from typing import Any
 
 from record import machine
 
-from vlpipe.pipeline.engine.worker.gather import GatherTask, ListRows, run_gather
+from vlpipe.pipeline.engine.list_rows import ListRows
+from vlpipe.pipeline.engine.worker.gather import GatherTask, run_gather
+from vlpipe.pipeline.engine.worker_hooks import WorkerHooks
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.howto100m.captions_json import entries
@@ -101,6 +103,7 @@ def _list(folder: Path) -> dict[str, int]:
         captions=ListFile(path=str(folder / "raw_caption.json")),
     )
     task = GatherTask(
+        hooks=WorkerHooks(),
         store=Store(str(folder / "root")),
         step="videos.list",
         stage=ListRows(source=stage),

@@ -22,10 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine import plan
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.planned import inputs_digest, read_digests
+from vlpipe.pipeline.engine.records.manifest import make_manifest, write_manifest, write_step_file
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, receipt_path, shard_path
-from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.records.root_format import write_format
 from vlpipe.pipeline.inspect import status, why
 from vlpipe.pipeline.inspect.on_disk import find_place
 from vlpipe.pipeline.shard import Out, Reject, Shard
@@ -107,34 +109,19 @@ def run(folder: Path, num_steps: int | None = None) -> int:
     reused = []
     steps, store = planned(folder)
     watcher = Watcher(shard=lambda one, receipt, old: reused.append(old))
-    Run(steps[:num_steps], store, LocalExecutor(), watcher).go()
+    new_run(steps[:num_steps], store, local_executor(), watcher).go()
     return sum(reused)
 
 
 def commit(one: Any, store: Store, receipts: list[Receipt]) -> None:
     """The records of a finished step, as a run writes them; its shards are not there."""
     inputs = tuple(above.folder for above in one.above)
-    if hasattr(plan, "read_digests"):
-        from vlpipe.pipeline.engine.records.manifest import (
-            make_manifest,
-            write_format,
-            write_manifest,
-            write_step_file,
-        )
-
-        write_format(store)
-        write_step_file(store, one.keyed, inputs, one.schema_out)
-        digest, read = plan.inputs_digest(one), plan.read_digests(one)
-        manifest = make_manifest(one.keyed, one.schema_out, inputs, digest, read, receipts, {})
-        write_manifest(store, one.folder, manifest, receipts)
-        one.finish(manifest)
-    else:  # before roots had a format
-        from vlpipe.pipeline.engine.records import receipts as receipt
-
-        make, write = vars(receipt)["make_manifest"], vars(receipt)["write_manifest"]
-        manifest = make(one.keyed, one.schema_out, inputs, plan.inputs_digest(one), receipts, {})
-        write(store, one.folder, manifest, receipts)
-        one.finish(manifest, receipts)
+    write_format(store)
+    write_step_file(store, one.keyed, inputs, one.schema_out)
+    digest, read = inputs_digest(one), read_digests(one)
+    manifest = make_manifest(one.keyed, one.schema_out, inputs, digest, read, receipts, {})
+    write_manifest(store, one.folder, manifest, receipts)
+    one.finish(manifest)
 
 
 def made_up(one: Any, num_shards: int) -> list[Receipt]:

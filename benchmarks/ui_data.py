@@ -16,15 +16,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from vlpipe.pipeline.engine.records.manifest import (
-    Manifest,
-    StepFile,
-    schema_lines,
-    write_format,
-    write_manifest,
-)
+from vlpipe.pipeline.engine.records.manifest import Manifest, StepFile, schema_lines, write_manifest
 from vlpipe.pipeline.engine.records.receipts import Receipt, digest_shards, shard_path, write_receipt
 from vlpipe.pipeline.engine.records.rejects import write_rejects
+from vlpipe.pipeline.engine.records.root_format import write_format
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, write_shard
 from vlpipe.pipeline.storage.checksummed_json import write_sealed
 from vlpipe.pipeline.storage.file_names import STEP_FILE

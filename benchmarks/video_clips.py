@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from record import machine, machine_line, table
 
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.inspect.status import status
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow

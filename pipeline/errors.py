@@ -46,7 +46,8 @@ class WorkflowError(VlpipeError):
     def __init__(self, path: str, problems: Iterable[tuple[int, str]]) -> None:
         self.path = path
         self.problems = sorted({(line, one_line(text)) for line, text in problems})
-        lines = [f"  line {line}: {text}" for line, text in self.problems]
+        # problems of --set and --profile have no line
+        lines = [f"  line {line}: {text}" if line else f"  {text}" for line, text in self.problems]
         super().__init__(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines))
 
 

@@ -1,19 +1,22 @@
-"""Types of file parameters of a stage: files, lists, folders, weights.
+"""Types of file parameters of a stage: files, lists, folders, weights. `files_of` finds those of a stage.
 
 A step's key (the hash that decides whether its results are reused) contains a digest of their content, not their paths.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import fsspec
 from pydantic_core import core_schema
 
 from vlpipe.pipeline.errors import VlpipeError
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +103,42 @@ class Weights(File):
 
     __slots__ = ()
     KIND: ClassVar[str] = "a folder, a hub id, or {from: STEP, path: NAME}"
+
+
+def files_of(stage: Any) -> list[tuple[str, File]]:
+    """Returns (dotted field path, File) of each file parameter, also inside tuples, lists, mappings and dataclasses."""
+    found: list[tuple[str, File]] = []
+
+    def note(path: str, file: File) -> File:
+        found.append((path, file))
+        return file
+
+    _walk(stage, "", note)
+    return found
+
+
+def replace_files(stage: S, fn: Callable[[str, File], File]) -> S:
+    """Returns a copy of the stage with each file parameter replaced by `fn(dotted path, file)`."""
+    new: S = _walk(stage, "", fn)
+    return new
+
+
+def _walk(value: Any, path: str, fn: Callable[[str, File], File]) -> Any:
+    def inner(key: Any, item: Any) -> Any:
+        return _walk(item, f"{path}.{key}" if path else str(key), fn)
+
+    if isinstance(value, File):
+        return fn(path, value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        old = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        new = {name: inner(name, item) for name, item in old.items()}
+        changed = {name: item for name, item in new.items() if item is not old[name]}
+        return dataclasses.replace(value, **changed) if changed else value
+    if isinstance(value, Mapping):
+        pairs = {key: inner(key, item) for key, item in value.items()}
+        return pairs if any(pairs[k] is not value[k] for k in pairs) else value
+    if isinstance(value, (list, tuple)):
+        items = [inner(i, item) for i, item in enumerate(value)]
+        same = all(new is item for new, item in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    return value

@@ -30,7 +30,6 @@ from vlpipe.pipeline.parquet.references import reference_columns as reference_co
 from vlpipe.pipeline.parquet.references import without_refs
 from vlpipe.pipeline.parquet.row_conservation import check_conserved as check_conserved
 from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting
-from vlpipe.pipeline.storage.local_copies import local_copy
 from vlpipe.pipeline.storage.store import Store, sha256_of
 
 # Statistics and dictionaries are off because both depend on writer state. zstd saves the space that dictionaries would.
@@ -293,10 +292,10 @@ def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
 def _opened(store: Store, rel: str, digest: str = "") -> Iterator[IO[bytes]]:
     """Opens a file below the root; a local one as pa.OSFile, which reads in C++ without taking the GIL.
 
-    digest: sha256 of a shard, which is copied to this node's disk first if the step says so.
+    digest: sha256 of a shard, of which the store may have a copy on this node's disk.
     """
     try:
-        path = local_copy(store, rel, digest) or (store.path(rel) if store.is_local else "")
+        path = store.local_path(rel, digest)
         handle: IO[bytes] = pa.OSFile(path) if path else store.open(rel)
     except FileNotFoundError as error:
         raise VlpipeError(f"shard {store.path(rel)} is missing{SEE_VERIFY}") from error

@@ -15,15 +15,23 @@ import io
 import sys
 import tokenize
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 TOPS = ("pipeline", "stages", "models")
-MAX_FILES, MAX_LINES = 15, 400
-# A run on this machine and one on Ray: what they import, at once or when a step wants it.
-ENGINE = ("pipeline.engine.runner", "pipeline.engine.local_executor", "pipeline.engine.on_ray.executor")
+MAX_FILES, MAX_LINES, MAX_ENGINE = 15, 400, 3_400
+# What runs planned steps on this machine. The runner gets its steps from the plan, its executor from whoever starts it, and
+# its other parts from `assembly`; BESIDE says what each of these needs in addition to it and to those before.
+ENGINE = ("pipeline.engine.runner", "pipeline.engine.local_executor")
+BESIDE = {
+    "locks, adopted shards and what workers do around a stage": ("pipeline.engine.assembly",),
+    "planning a run": ("pipeline.engine.plan", "pipeline.engine.row_bounds"),
+    "running on Ray": ("pipeline.engine.on_ray.executor",),
+    "reading a workflow from YAML": ("pipeline.workflow.load",),
+}
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -155,16 +163,48 @@ def report(files: dict[str, File], *, with_imports: bool) -> list[str]:
             broken.append(f"{what} import each other: {' -> '.join(found)}")
     mutual = sum(a in imports[b] for a in imports for b in imports[a]) // 2
     pipeline = {n: f for n, f in files.items() if n.startswith("pipeline.")}
-    print(f"packages that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}")
-    needed = needed_by(ENGINE, files)
+    engine = {file.name: file for file in needed_by(ENGINE, files)}
     print(
-        f"what the engine cannot run without: {len(needed)} files, {sum(f.num_code for f in needed):,} lines of code"
+        f"packages that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}, "
+        f"of the engine: {_floors(engine)}"
     )
-    by_room: dict[str, int] = defaultdict(int)
-    for file in needed:
-        by_room[file.room] += file.num_code
-    print("    " + ", ".join(f"{room} {num:,}" for room, num in sorted(by_room.items(), key=lambda i: -i[1])))
-    return broken
+    return [*broken, *_report_engine(files)]
+
+
+def _report_engine(files: dict[str, File]) -> list[str]:
+    """Prints what the engine cannot run without, and what runs need beside it; returns which rules are broken."""
+    counted: set[File] = set()
+    starts: tuple[str, ...] = ()
+    for what, more in {"what the engine cannot run without": ENGINE, **BESIDE}.items():
+        starts += tuple(name for name in more if name in files)  # another checkout may lack some
+        added = set(needed_by(starts, files)) - counted
+        counted |= added
+        print(f"{what}: {_size(added)}\n    {_by_room(added)}")
+    print(f"all of these: {_size(counted)}")
+    num = _num_lines(needed_by(ENGINE, files))
+    return (
+        []
+        if num <= MAX_ENGINE
+        else [f"the engine needs {num:,} lines of code, at most {MAX_ENGINE:,} wanted"]
+    )
+
+
+def _size(files: Collection[File]) -> str:
+    return f"{len(files)} files, {_num_lines(files):,} lines of code"
+
+
+def _num_lines(files: Collection[File]) -> int:
+    return sum(file.num_code for file in files)
+
+
+def _by_room(files: Collection[File]) -> str:
+    """Returns lines of code per package, the largest first."""
+    found: dict[str, int] = defaultdict(int)
+    for file in files:
+        found[file.room] += file.num_code
+    return ", ".join(
+        f"{room} {num:,}" for room, num in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _floors(files: dict[str, File]) -> int:

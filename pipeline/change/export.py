@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.parquet.image_files import as_stored, stored_schema
 from vlpipe.pipeline.parquet.row_digest import DIGEST, checked

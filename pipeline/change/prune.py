@@ -6,7 +6,8 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, why
+from vlpipe.pipeline.engine.plan import plan, why
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.manifest import read_step_file
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, explain
 from vlpipe.pipeline.inspect.on_disk import foreign, is_step_folder, read_step, step_folders

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.change.before_retry import before_folder
+from vlpipe.pipeline.engine.assembly import parts_of
 from vlpipe.pipeline.engine.executor import Executor, Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
+from vlpipe.pipeline.engine.planned import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.engine.records.manifest import write_manifest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
@@ -30,13 +31,14 @@ from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
+from vlpipe.pipeline.engine.worker.retry_shard import RetryTask
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.inspect.on_disk import what_is_there
 from vlpipe.pipeline.inspect.verify.run import shard_problems
+from vlpipe.pipeline.steps.checked import find_step
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.printable import counts
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.step import find_step
 
 FAULT = "fault:"
 
@@ -69,16 +71,17 @@ class _RetryRun(Run):
         executor: Executor,
         watcher: Watcher,
     ) -> None:
-        super().__init__([one], store, executor, watcher)
+        # adopting finished shards would bring the old rejects back
+        super().__init__([one], store, executor, watcher, parts_of(store, adopts=False))
         self.touched, self.codes = {r.index: r for r in touched}, frozenset(codes)
-        self.finished_shards = None  # reusing them would bring the old rejects back
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
         old = self.touched.get(index)
         if old is None:
             return task
-        return dataclasses.replace(task, again=self.codes, counts=old.counts, source=old.source)
+        fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+        return RetryTask(**fields, again=self.codes, counts=old.counts, source=old.source)
 
 
 def retry(

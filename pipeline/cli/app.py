@@ -16,13 +16,14 @@ from rich.markup import escape
 
 from vlpipe.pipeline.change import before_retry
 from vlpipe.pipeline.cli.progress import ProgressWatcher, results_table
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Executor, Watcher, unasked_gpus
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.forget_journal import has_traces
 from vlpipe.pipeline.engine.row_bounds import estimates
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.forecast import (
     Cost,
@@ -202,7 +203,7 @@ def execute(
         watcher,
         check,
     ):
-        Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
+        new_run(steps, store, executor, watcher, strict).go(check, GRACE_S)
 
 
 @contextmanager
@@ -247,9 +248,7 @@ def _stopping(error: BaseException, num_running: int) -> None:
 def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
     """Returns the executor for `--local` or Ray. address: as `--address`; None: the variable RAY_ADDRESS, as in Ray."""
     if local:
-        from vlpipe.pipeline.engine.local_executor import LocalExecutor
-
-        return LocalExecutor()
+        return local_executor()
     from vlpipe.pipeline.engine.on_ray.executor import RayExecutor
 
     def say(line: str) -> None:

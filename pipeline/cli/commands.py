@@ -30,7 +30,8 @@ from vlpipe.pipeline.cli.app import (
     out,
 )
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records import answers
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.errors import VlpipeError, printable
@@ -42,10 +43,10 @@ from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.inspect.verify import root as verify_root
 from vlpipe.pipeline.inspect.verify import run as verify
 from vlpipe.pipeline.inspect.verify.steps import Steps
+from vlpipe.pipeline.steps.checked import find_step
 from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.criteria import criteria_of
-from vlpipe.pipeline.workflow.step import find_step
 
 PLAIN_WIDTH = 200  # characters, for tables in files and pipes
 

@@ -18,8 +18,8 @@ from vlpipe.pipeline.cli.app import app, out
 from vlpipe.pipeline.cli.commands import draw, say
 from vlpipe.pipeline.cli.thumbnails import Way, best_way, drawn
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
-from vlpipe.pipeline.engine.records.manifest import check_format
 from vlpipe.pipeline.engine.records.rejects import rejects_path
+from vlpipe.pipeline.engine.records.root_format import check_format
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import on_disk, show
 from vlpipe.pipeline.inspect.on_disk import step_folders

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from vlpipe.pipeline.cli.terminal import Screen
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.planned import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.progress_notes import mark_running, rows_done
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import printable

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlpipe.pipeline.stage import GatherStage, MapStage, SourceStage, Stage
+from vlpipe.pipeline.steps.canonical import as_written, canonical
 from vlpipe.pipeline.workflow.load import STAGES
-from vlpipe.pipeline.workflow.params import adapter, as_written, canonical, find, modules_below
+from vlpipe.pipeline.workflow.params import adapter, find, modules_below
 
 KINDS = ((SourceStage, "source"), (MapStage, "map"), (GatherStage, "gather"))
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlpipe.pipeline.describe.catalogue import Described, describe, entries, parameter_schemas
 from vlpipe.pipeline.workflow.load import STAGES, TOP_KEYS
 from vlpipe.pipeline.workflow.params import find
-from vlpipe.pipeline.workflow.step import EngineKeys
+from vlpipe.pipeline.workflow.step_keys import EngineKeys
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAME = {"type": ["string", "object"]}  # an object names cells of a matrix: {from: STEP, AXIS: LABEL}

@@ -17,13 +17,16 @@ from vlpipe.pipeline.engine.records.receipts import (
     MadeFrom,
     Receipt,
     log_path,
+    own_digest,
     read_receipts,
     read_unfinished,
     shard_path,
     write_receipt,
 )
 from vlpipe.pipeline.engine.records.rejects import RejectsWriter, read_rejects, rejects_path
-from vlpipe.pipeline.shard import Heavy, Reject, Shard
+from vlpipe.pipeline.engine.records.step_keys import StepKeys
+from vlpipe.pipeline.engine.worker.gather import clear_unfinished
+from vlpipe.pipeline.shard import Heavy, Reject
 from vlpipe.pipeline.storage.store import Store
 
 
@@ -37,8 +40,9 @@ class Candidate:
 
 @dataclass
 class FinishedShards:
-    """Index of a root's finished shards by what they were made from. Each folder is read once, at the first lookup of its
-    stage key (see `records/keys.py`).
+    """Index of a root's finished shards by what they were made from: the `Reuse` of a run.
+
+    Each folder is read once, at the first lookup of its stage key (see `records/keys.py`).
 
     strict: shards made by a different version of the code are not adopted.
     """
@@ -58,6 +62,20 @@ class FinishedShards:
                 if step_file is not None:
                     self._folders.setdefault(step_file["stage_key"], []).append(folder)
         return self._folders.get(stage_key, [])
+
+    def adopt(
+        self, keyed: StepKeys, made_from: MadeFrom, index: int, heavy: tuple[Heavy, ...]
+    ) -> Receipt | None:
+        found = self.find(keyed.stage_key, made_from, keyed.source, keyed.folder)
+        return adopt(self.store, found, keyed.folder, index, heavy) if found else None
+
+    def adopt_step(self, keyed: StepKeys, inputs_digest: str) -> tuple[Manifest, list[Receipt]] | None:
+        found = self.find_step(keyed.stage_key, inputs_digest, keyed.source, keyed.folder)
+        if found is None:
+            return None
+        folder, manifest = found
+        clear_unfinished(self.store, keyed.folder)
+        return manifest, adopt_step(self.store, folder, manifest, keyed.folder)
 
     def note(self, stage_key: str, folder: str) -> None:
         """Adds a folder whose step this run has finished."""
@@ -154,12 +172,6 @@ def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> s
             writer.add(Reject(**row))
         writer.finish()
     return writer.digest
-
-
-def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
-    """Returns `heavy` with the digests of `shard` filled in for columns that `shard` itself stores."""
-    own = {"digest": shard.digest, "footer": shard.footer}
-    return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
 
 
 def adopt_step(store: Store, old: str, manifest: Manifest, folder: str) -> list[Receipt]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask

@@ -9,25 +9,25 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vlpipe.pipeline.engine.executor import MAX_DEATHS, Unit, UnitResult
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker import device
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
-from vlpipe.pipeline.engine.worker.open_stage import step_ended
-from vlpipe.pipeline.service import Services
+from vlpipe.pipeline.engine.worker.step_end import step_ended
+from vlpipe.pipeline.service import ServiceHost
 from vlpipe.pipeline.stage import Work
+from vlpipe.pipeline.steps.step import Resources
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.step import Resources
 
 
 class LocalExecutor:
     """Runs each unit inside `wait`. A stage with weights is opened once and stays open until its step is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, services: ServiceHost) -> None:
         self._queue: deque[tuple[Unit, ShardTask | GatherTask, Resources]] = deque()
         self._open: dict[str, tuple[ExitStack, Work]] = {}
-        self._services = Services()
+        self._services = services
         self._hidden = ExitStack()
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
@@ -66,7 +66,7 @@ class LocalExecutor:
     def wait(self, timeout_s: float) -> list[UnitResult]:
         unit, task, resources = self._queue.popleft()
         try:
-            with device.given(resources):
+            with device.granted(resources.gpus):
                 return [UnitResult(unit, self._run(task))]
         except Exception as error:  # the run loop decides how to handle it
             return [UnitResult(unit, error)]

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
-from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.engine.list_rows import ListRows
+from vlpipe.pipeline.engine.planned import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.stage import Stage
-from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.private_folder import private_folder
 from vlpipe.pipeline.storage.store import Store
 
 MAX_COUNTS = 10_000

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from vlpipe.pipeline.engine.adopt import FinishedShards, adopt, adopt_step, own_digest
 from vlpipe.pipeline.engine.executor import (
     MAX_ATTEMPTS,
     MAX_DEATHS,
@@ -24,8 +23,8 @@ from vlpipe.pipeline.engine.executor import (
     unasked_gpus,
 )
 from vlpipe.pipeline.engine.leftovers import drop_surplus, sweep
-from vlpipe.pipeline.engine.locking.lock import check as check_lock
-from vlpipe.pipeline.engine.plan import (
+from vlpipe.pipeline.engine.parts import Parts
+from vlpipe.pipeline.engine.planned import (
     PlannedStep,
     artifacts_digest,
     inputs_digest,
@@ -35,22 +34,17 @@ from vlpipe.pipeline.engine.plan import (
     resolve_stage,
     stale_source,
 )
-from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
-from vlpipe.pipeline.engine.records.keys import shard_key
-from vlpipe.pipeline.engine.records.manifest import (
-    make_manifest,
-    write_format,
-    write_manifest,
-    write_step_file,
-)
+from vlpipe.pipeline.engine.records.manifest import make_manifest, write_manifest, write_step_file
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     made_from,
+    own_digest,
     receipt_path,
     write_receipt,
 )
+from vlpipe.pipeline.engine.records.step_keys import shard_key
 from vlpipe.pipeline.engine.step_state import State
-from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, clear_unfinished
+from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask
 from vlpipe.pipeline.engine.worker.guard import is_out_of_memory
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
@@ -67,18 +61,13 @@ class Run:
         store: Store,
         executor: Executor,
         watcher: Watcher,
-        strict: bool = False,
+        parts: Parts,
     ) -> None:
-        """strict: shards and gather steps that a different version of the code made are made again, not reused. Steps that
-        are already done are not checked here: `vlpipe run --strict` refuses them before."""
-        refuse_half_done(store)
-        write_format(store)
-        self.store, self.executor, self.watcher, self.strict = store, executor, watcher, strict
+        self.store, self.executor, self.watcher, self.parts = store, executor, watcher, parts
         self.states = {one.name: State(one) for one in steps if not one.is_done}
         for one in steps:
             if one.is_done:  # left by a run that was killed just after it wrote the manifest
                 store.remove(f"{one.folder}/work")
-        self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
         self._arrived: deque[UnitResult] = deque()  # ended, not yet processed
         self._gathering: dict[
             tuple[str, str], State
@@ -111,7 +100,7 @@ class Run:
                 self._take(self._arrived.popleft())
             self.watcher.tick()
             check()
-            check_lock(self.store)
+            self.parts.check_lock()
 
     def _wind_down(self, error: BaseException, grace_s: float) -> None:
         """Commits units that have ended or end within `grace_s`. Failed ones are ignored: the next run repeats them."""
@@ -154,7 +143,7 @@ class Run:
             return False
         state.opened = True
         if inputs_done:
-            look(one, self.store, strict=self.strict)
+            look(one, self.store, strict=self.parts.strict)
             if one.is_done:  # the upstream steps ran again with identical results
                 self._finished(state)
                 return True
@@ -192,20 +181,15 @@ class Run:
 
     def _open_gather(self, state: State) -> None:
         """Adopts the same finished step from another folder if there is one, else queues it to run."""
-        one, finished = state.one, self.finished_shards
-        keyed = one.keyed
-        found = finished and finished.find_step(
-            keyed.stage_key, inputs_digest(one), keyed.source, keyed.folder
-        )
+        one, reuse = state.one, self.parts.reuse
         self.executor.expect(one)
         self.watcher.started(one, 1)
         self._record_step(one)
-        if not found:
+        found = reuse.adopt_step(one.keyed, inputs_digest(one)) if reuse else None
+        if found is None:
             state.todo.append(-1)
             return
-        folder, manifest = found
-        clear_unfinished(self.store, one.folder)
-        receipts = adopt_step(self.store, folder, manifest, one.folder)
+        manifest, receipts = found
         for receipt in receipts:
             self.watcher.shard(one, receipt, True)
         self._commit(state, receipts, dict(manifest.artifacts), manifest.sources)
@@ -234,14 +218,13 @@ class Run:
         if mine and mine.made_from == wanted and self._is_reusable(state, mine):
             heavy = own_digest(heavy, mine.shard)
             return self._with_heavy(mine, heavy, one.folder)
-        keyed, finished = one.keyed, self.finished_shards
-        found = finished and finished.find(keyed.stage_key, wanted, keyed.source, one.folder)
-        return adopt(self.store, found, one.folder, task.index, heavy) if found else None
+        reuse = self.parts.reuse
+        return reuse.adopt(one.keyed, wanted, task.index, heavy) if reuse else None
 
     def _is_reusable(self, state: State, mine: Receipt) -> bool:
         """Returns True if the shard's file has its recorded size and, with `strict`, was made by the current code."""
         is_whole = state.sizes.get(f"{mine.index:06d}.parquet") == mine.bytes
-        return is_whole and not (self.strict and mine.source != state.one.keyed.source)
+        return is_whole and not (self.parts.strict and mine.source != state.one.keyed.source)
 
     def _with_heavy(self, receipt: Receipt, heavy: tuple[Heavy, ...], folder: str) -> Receipt:
         """Returns the receipt with current pointers to its heavy columns, whose shard may have been recomputed."""
@@ -271,7 +254,7 @@ class Run:
     def _base_task(self, state: State) -> ShardTask:
         one = state.one
         return ShardTask(
-            store=self.store,
+            store=self.parts.hooks.reading(self.store, one.keyed.step.resources),
             step=one.name,
             stage=resolve_stage(one, self.store),
             schema_in=one.schema_in,
@@ -280,6 +263,7 @@ class Run:
             input=Shard(path="", num_rows=0, digest=""),
             folder=one.folder,
             key="",
+            hooks=self.parts.hooks,
             artifacts_digest=artifacts_digest(one),
             max_reject_rate=state.max_reject_rate,
             torch_threads=one.keyed.step.torch_threads,
@@ -287,14 +271,16 @@ class Run:
         )
 
     def _gather_task(self, one: PlannedStep) -> GatherTask:
+        store = self.parts.hooks.reading(self.store, one.keyed.step.resources)
         return GatherTask(
-            store=self.store,
+            store=store,
             step=one.name,
             stage=resolve_stage(one, self.store),
-            inputs=tuple(p.dataset(self.store) for p in one.above),
+            inputs=tuple(p.dataset(store) for p in one.above),
             schema_out=one.schema_out,
             folder=one.folder,
             inputs_digest=inputs_digest(one),
+            hooks=self.parts.hooks,
             shard_rows=one.keyed.step.shard_rows,
             torch_threads=one.keyed.step.torch_threads,
         )
@@ -383,8 +369,8 @@ class Run:
             sources=sources,
         )
         write_manifest(self.store, one.folder, manifest, receipts)
-        if self.finished_shards:
-            self.finished_shards.note(one.keyed.stage_key, one.folder)
+        if self.parts.reuse:
+            self.parts.reuse.note(one.keyed.stage_key, one.folder)
         self.store.remove(f"{one.folder}/work")  # after the manifest: a run killed before that needs it
         one.finish(manifest, receipts)
         one.warning = stale_source(one, manifest.sources)

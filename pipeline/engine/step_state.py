@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.guard import worst
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.records.answers import without_rows
+from vlpipe.pipeline.engine.records.file_digests import FileDigests
 from vlpipe.pipeline.engine.records.forget_journal import BEFORE, JOURNAL, is_half_done
 from vlpipe.pipeline.engine.records.forgotten import add_forgotten
-from vlpipe.pipeline.engine.records.keys import FileDigests
 from vlpipe.pipeline.engine.records.manifest import (
     Manifest,
     digest_artifacts,

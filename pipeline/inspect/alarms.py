@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.manifest import Manifest
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.stage import REFUSED_ALL, TIMED, MapStage

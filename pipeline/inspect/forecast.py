@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
-from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of
-from vlpipe.pipeline.engine.worker.gather import TOTAL, ListRows
+from vlpipe.pipeline.engine.list_rows import TOTAL, ListRows
+from vlpipe.pipeline.engine.planned import PlannedStep, is_gather
+from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import VlpipeWarning
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.inspect.status import folder_bytes
 from vlpipe.pipeline.stage import GatherStage, Stage
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed

@@ -6,9 +6,9 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vlpipe.pipeline.engine.plan import PlannedStep, artifacts_digest, is_gather, read_record
-from vlpipe.pipeline.engine.records.keys import shard_key
-from vlpipe.pipeline.engine.records.manifest import Manifest, check_format, read_manifest
+from vlpipe.pipeline.engine.plan import read_record
+from vlpipe.pipeline.engine.planned import PlannedStep, artifacts_digest, is_gather
+from vlpipe.pipeline.engine.records.manifest import Manifest, read_manifest
 from vlpipe.pipeline.engine.records.receipts import (
     STEP_FOLDER,
     MadeFrom,
@@ -19,6 +19,8 @@ from vlpipe.pipeline.engine.records.receipts import (
     shard_path,
 )
 from vlpipe.pipeline.engine.records.rejects import rejects_path
+from vlpipe.pipeline.engine.records.root_format import check_format
+from vlpipe.pipeline.engine.records.step_keys import shard_key
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.stage import MapStage

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vlpipe.pipeline.engine.plan import PlannedStep
-from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_counts
+from vlpipe.pipeline.engine.list_rows import ListRows
+from vlpipe.pipeline.engine.planned import PlannedStep
+from vlpipe.pipeline.engine.records.receipts import Receipt, sum_counts
 from vlpipe.pipeline.engine.records.rejects import read_rejects
-from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.inspect.alarms import alarms
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import TIMED, Dataset
 from vlpipe.pipeline.storage.store import Store

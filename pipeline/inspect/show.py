@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_counts
+from vlpipe.pipeline.engine.records.receipts import Receipt, sum_counts
 from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.errors import printable
 from vlpipe.pipeline.inspect.on_disk import StepFolder, StepRecord, data_path, need_step, read_step
@@ -21,6 +21,7 @@ from vlpipe.pipeline.inspect.rows.conditions import Queries
 from vlpipe.pipeline.inspect.rows.table import open_files
 from vlpipe.pipeline.inspect.rows.where import COMPARISON, parse_where
 from vlpipe.pipeline.inspect.rows.written import written_conditions
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.storage.printable import cell, counts, size, struct_text
 from vlpipe.pipeline.storage.store import Store

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlpipe.pipeline.engine.plan import PlannedStep, resolve_stage
+from vlpipe.pipeline.engine.planned import PlannedStep, resolve_stage
 from vlpipe.pipeline.engine.worker.device import device_of_step, granted
 from vlpipe.pipeline.engine.worker.guard import is_out_of_memory
 from vlpipe.pipeline.engine.worker.local_files import here

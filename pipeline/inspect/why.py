@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather, launches
+from vlpipe.pipeline.engine.planned import PlannedStep, fans_out, is_gather, launches
 from vlpipe.pipeline.engine.records.forgotten import read_forgotten
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.records.rejects import read_rejects

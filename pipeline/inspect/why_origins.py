@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.plan import PlannedStep, launches
+from vlpipe.pipeline.engine.list_rows import ListRows
+from vlpipe.pipeline.engine.planned import PlannedStep, launches
 from vlpipe.pipeline.engine.records.receipts import Receipt
-from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import files_of
 from vlpipe.pipeline.inspect.on_disk import StepReceipts
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import struct_text
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.params import files_of
 
 Row = Mapping[str, Any]
 

@@ -6,32 +6,16 @@ Without this cache, each `vlpipe plan` before the first run hashes all lists and
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeWarning
+from vlpipe.pipeline.storage.private_folder import private_folder, write_private
 
 MAX_FILES = 200_000  # max entries, about 40 MB of JSON; least recently used ones are dropped first
 RECENT_S = 2.0  # a file written this recently may change again within one clock tick
-
-
-def private_folder() -> Path:
-    """Returns `$XDG_CACHE_HOME/vlpipe`, or `~/.cache/vlpipe`; created if needed, accessible only to its owner.
-
-    Raises OSError if it cannot be created or belongs to another user.
-    """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # XDG: relative paths are invalid
-    folder = home / "vlpipe"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user, so no cache is kept in it")
-    folder.chmod(0o700)
-    return folder
 
 
 class DigestCache:
@@ -100,17 +84,6 @@ def _is_entry(known: Any) -> bool:
     if not (isinstance(known, list) and [type(part) for part in known] == [int, int, str]):
         return False
     return len(known[2]) == 64 and set(known[2]) <= set("0123456789abcdef")
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file atomically, readable only by its owner."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _warn(text: str) -> None:

@@ -10,42 +10,32 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.private_folder import private_folder
 from vlpipe.pipeline.storage.store import Store
 
-VARIABLE = (
-    "VLPIPE_LOCAL_COPIES"  # set while a step runs that wants copies: its threads and processes see it too
-)
 # Max size of a cache; least recently used entries are removed first. VLPIPE_CACHE_GB overrides it.
 MAX_CACHE_BYTES = 100 << 30
 CHUNK = 1 << 20
 
 
-@contextmanager
-def copying(yes: bool) -> Iterator[None]:
-    """Within this context, `local_copy` makes copies if `yes`, or makes none."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "1" if yes else ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
+@dataclass(frozen=True)
+class CopyingStore(Store):
+    """A store whose shards are read from copies on this node's disk; also by other processes that it is sent to."""
+
+    def local_path(self, rel: str, digest: str = "") -> str:
+        return local_copy(self, rel, digest) or super().local_path(rel, digest)
 
 
 def local_copy(store: Store, rel: str, digest: str) -> str:
-    """Returns the path of a copy of this file on this node's disk; empty if the step wants none, or the file is on it.
+    """Returns the path of a copy of this file on this node's disk; empty if the file is on it, or has no known digest.
 
     digest: sha256 of the file. Raises VlpipeError if the file has another one, FileNotFoundError if it is missing.
     """
-    if not os.environ.get(VARIABLE) or not digest:
+    if not digest:
         return ""
     folder = private_folder() / "shards"
     folder.mkdir(exist_ok=True, mode=0o700)

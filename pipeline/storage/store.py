@@ -6,14 +6,12 @@ Object stores (`s3://`, `gs://`, `memory://`): one PUT to the final name, which 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -32,9 +30,6 @@ from vlpipe.pipeline.storage.file_names import is_part
 
 SMALL_BYTES = 1 << 18
 FENCE_S = 1.0  # seconds that a fence check is valid on an object store: one request per shard, not per file
-MATCHING = {"s3", "s3a", "gs", "gcs"}  # protocols with a conditional PUT, which fsspec calls mode="create"
-AZURE = {"az", "abfs", "abfss"}
-_in_memory = threading.Lock()
 
 
 def sha256_file(path: str | Path) -> str:
@@ -125,6 +120,10 @@ class Store:
         """Returns the path on the file system; absolute for a local root."""
         return f"{self._fs_base[1]}/{rel}" if rel else self._fs_base[1]
 
+    def local_path(self, rel: str, digest: str = "") -> str:
+        """Returns the path of a local file with the content of `rel`, empty if there is none. digest: its sha256."""
+        return self.path(rel) if self.is_local else ""
+
     def exists(self, rel: str) -> bool:
         return bool(self.fs.exists(self.path(rel)))
 
@@ -194,45 +193,6 @@ class Store:
         with self.writing(rel, sync_folder=sync_folder) as part:
             Path(part).write_bytes(data)
 
-    def create(self, rel: str, data: bytes) -> bool:
-        """Writes a new file and returns True; False if it exists. Of several concurrent callers exactly one gets True.
-
-        Raises VlpipeError for a file system that cannot guarantee that.
-        """
-        if self.is_local:
-            return _create_here(self.path(rel), data)
-        if not self._create_there(rel, data):
-            with suppress(FileNotFoundError):
-                return bool(self.read_bytes(rel) == data)  # written by this call, whose first reply was lost
-            return False
-        if self._create_there(rel, data + b" "):
-            raise VlpipeError(
-                f"{self.url}: this store ignores conditional writes (If-None-Match), "
-                "so two runs could write to it at once; use another --root"
-            )
-        return True
-
-    def _create_there(self, rel: str, data: bytes) -> bool:
-        protocol = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        try:
-            if MATCHING & {*protocol}:
-                self.fs.pipe_file(self.path(rel), data, mode="create")
-            elif AZURE & {*protocol}:
-                self.fs.pipe_file(self.path(rel), data, overwrite=False)
-            elif "memory" in protocol:
-                with _in_memory:
-                    self.fs.pipe_file(self.path(rel), data, mode="create")
-            else:
-                raise VlpipeError(
-                    f"{self.url}: cannot prevent two runs from writing at once on {protocol[0]}://; "
-                    "a root must be a folder, or on s3://, gs:// or az://"
-                )
-        except OSError:  # FileExistsError; s3fs: EINVAL if the condition fails
-            if not self.exists(rel):
-                raise
-            return False
-        return True
-
     def write_json(self, rel: str, value: Any, *, sync_folder: bool = True) -> None:
         self.write_bytes(rel, canonical_json(value), sync_folder=sync_folder)
 
@@ -255,11 +215,11 @@ class Store:
         part = f"{final}.{uuid.uuid4().hex[:8]}.part"
         try:
             yield part
-            _fsync(part)
+            fsync(part)
             self.check_fence()
             os.replace(part, final)
             if sync_folder:
-                _fsync(os.path.dirname(final))
+                fsync(os.path.dirname(final))
         except BaseException as error:
             Path(part).unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename in (
@@ -297,7 +257,7 @@ class Store:
         """Calls fsync on folders of a local root, so that the file names in them are durable."""
         for folder in folders:
             if self.is_local and os.path.isdir(self.path(folder)):
-                _fsync(self.path(folder))
+                fsync(self.path(folder))
 
     def sweep(self, rel: str) -> None:
         """Removes `.part` files that a killed run left in a folder. Call it only while nothing else writes there."""
@@ -313,12 +273,12 @@ class Store:
             return
         for sub, _, names in os.walk(folder):
             for name in names:
-                _fsync(os.path.join(sub, name))
+                fsync(os.path.join(sub, name))
         if os.path.exists(self.path(rel)):
             shutil.rmtree(self.path(rel))
         os.makedirs(os.path.dirname(self.path(rel)), exist_ok=True)
         shutil.move(folder, self.path(rel))
-        _fsync(os.path.dirname(self.path(rel)))
+        fsync(os.path.dirname(self.path(rel)))
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
@@ -329,44 +289,11 @@ def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
     return list(fs.ls(path, detail=True))
 
 
-def _create_here(final: str, data: bytes) -> bool:
-    os.makedirs(os.path.dirname(final), exist_ok=True)
-    part = f"{final}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        Path(part).write_bytes(data)
-        _fsync(part)
-        os.link(part, final)
-    except FileNotFoundError:
-        return False  # another run was first, and removed the `.part` file
-    except FileExistsError:
-        # two links: our own call succeeded, but NFS lost the reply and retried
-        return os.path.exists(part) and os.stat(part).st_nlink == 2
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-            raise
-        return _create_without_link(final, data)  # no hard links on this file system
-    finally:
-        Path(part).unlink(missing_ok=True)
-    return True
-
-
-def _create_without_link(final: str, data: bytes) -> bool:
-    try:
-        handle = os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with open(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return True
-
-
 def _name(entry: dict[str, Any]) -> str:
     return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _fsync(path: str) -> None:
+def fsync(path: str) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.planned import PlannedStep, is_gather
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.alarms import alarms
 from vlpipe.pipeline.inspect.roots.said import read_said

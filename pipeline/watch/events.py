@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import explain
 from vlpipe.pipeline.inspect.alarms import alarms

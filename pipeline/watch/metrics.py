@@ -12,7 +12,7 @@ from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.alarms import alarms

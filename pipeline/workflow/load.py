@@ -10,29 +10,23 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
-from vlpipe.pipeline.files import File, Weights
-from vlpipe.pipeline.shard import is_heavy
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, shown
+from vlpipe.pipeline.files import File, Weights, files_of
 from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
+from vlpipe.pipeline.steps.canonical import recorded
+from vlpipe.pipeline.steps.checked import CheckedWorkflow, base_name
+from vlpipe.pipeline.steps.columns import error_text, schemas_of
+from vlpipe.pipeline.steps.step import Step
+from vlpipe.pipeline.storage.hf_hub import HUB_ID
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.pipeline.workflow.compose import written_steps
 from vlpipe.pipeline.workflow.draft import DraftStep
-from vlpipe.pipeline.workflow.hf_hub import HUB_ID
 from vlpipe.pipeline.workflow.packaged import packaged_workflows
-from vlpipe.pipeline.workflow.params import (
-    files_of,
-    find,
-    recorded,
-    stray_references,
-    validate,
-)
+from vlpipe.pipeline.workflow.params import find, stray_references, validate
 from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
-from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step, find_step
+from vlpipe.pipeline.workflow.step_keys import ENGINE_KEYS, STEP_KEYS, EngineKeys
 from vlpipe.pipeline.workflow.weights_check import file_problems
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 
@@ -41,15 +35,10 @@ STAGES = "vlpipe.stages"
 TOP_KEYS = ("name", "root", "matrix", "steps", "repeat", "profiles")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workflow:
-    """A checked workflow: `steps` in the order they run, with stages made and names resolved."""
+class Workflow(CheckedWorkflow):
+    """A checked workflow that comes from a file."""
 
-    path: str
-    name: str
-    description: str  # the comment at the start of the file
-    root: str  # folder or URL of the outputs
-    steps: tuple[Step, ...]
+    __slots__ = ()
 
     @classmethod
     def load(
@@ -65,20 +54,16 @@ class Workflow:
         text = _read(path)
         file = parse(text, problems)
         if not isinstance(file, Map):
-            raise _error(path, problems or [(1, f"wanted a mapping with {', '.join(TOP_KEYS)}")])
+            raise WorkflowError(path, problems or [(1, f"wanted a mapping with {', '.join(TOP_KEYS)}")])
         _check_top(file, problems)
         steps = _build_all(written_steps(file, profile, sets, problems), problems)
-        _schemas(steps, problems)
+        schemas_of(steps, problems)
         _preflight(steps, problems)
         if problems:
-            raise _error(path, problems)
+            raise WorkflowError(path, problems)
         name = file.get("name") or os.path.splitext(os.path.basename(path))[0]
         where = os.path.expanduser(root or file.get("root") or f"runs/{name}")
         return cls(path=path, name=name, description=_description(text), root=where, steps=tuple(steps))
-
-    def step(self, name: str) -> Step:
-        """Returns the step `name`; see `find_step`."""
-        return find_step(self.steps, name, self.path)
 
 
 def resolve_workflow(name_or_path: str) -> str:
@@ -116,35 +101,17 @@ def profiles_of(path: str) -> list[str]:
     return list(found) if isinstance(found, Map) else []
 
 
-def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
-    """Returns step name -> output columns, heavy ones included. They are derived step by step, without data.
-
-    Raises WorkflowError if a step cannot use the columns of its inputs.
-    """
-    problems: list[Problem] = []
-    found = _schemas(workflow.steps, problems)
-    if problems:
-        raise _error(workflow.path, problems)
-    return found
-
-
-def _error(path: str, problems: Sequence[Problem]) -> WorkflowError:
-    error = WorkflowError(path, problems)
-    error.args = (str(error).replace("  line 0: ", "  "),)  # problems of --set and --profile have no line
-    return error
-
-
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_CHARS + 1)
     except UnicodeDecodeError as error:
-        raise _error(
+        raise WorkflowError(
             path, [(error.object.count(b"\n", 0, error.start) + 1, "the file is not UTF-8 text")]
         ) from None
     if len(text) > MAX_CHARS:
         problem = f"longer than {MAX_CHARS:,} characters; move long lists into files and name the files in parameters"
-        raise _error(path, [(1, problem)])
+        raise WorkflowError(path, [(1, problem)])
     return text
 
 
@@ -162,10 +129,6 @@ def _check_top(file: Map, problems: list[Problem]) -> None:
             problems.append(file.at[key].problem(f"unknown key {shown(key)}{did_you_mean(key, TOP_KEYS)}"))
         elif key in ("name", "root") and not (isinstance(value, str) and value):
             problems.append(file.at[key].problem(f"{key}: wanted text, got {shown(value)}"))
-
-
-def _base(name: str) -> str:
-    return name.partition("@")[0]
 
 
 def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[Step]:
@@ -305,7 +268,9 @@ def _check_files(
     for path, file in files_of(stage):
         target = stages.get(file.step) if file.step else None
         if target is not None and not issubclass(target, GatherStage):
-            say(path, f"step {shown(_base(str(file.step)))} ({target.__name__}) makes rows, not artifacts")
+            say(
+                path, f"step {shown(base_name(str(file.step)))} ({target.__name__}) makes rows, not artifacts"
+            )
         elif file.step is None and file.path and not _is_there(file):
             hub = "; a hub id looks like ORG/NAME" if isinstance(file, Weights) else ""
             say(path, f"there is no file or folder {shown(file.path, 400)} (from {os.getcwd()}){hub}")
@@ -315,23 +280,12 @@ def _check_files(
     for path, name in stray_references(stage):
         say(
             path,
-            f"{{from: {_base(name)}}} is only for file parameters; this one is plain data",
+            f"{{from: {base_name(name)}}} is only for file parameters; this one is plain data",
         )
 
 
 def _is_there(file: File) -> bool:
     return os.path.exists(file.path) or (isinstance(file, Weights) and bool(HUB_ID.fullmatch(file.path)))
-
-
-def _schemas(steps: Sequence[Step], problems: list[Problem]) -> dict[str, pa.Schema]:
-    found: dict[str, pa.Schema] = {}
-    for step in steps:
-        if all(name in found for name in step.inputs):  # else the input step failed and is reported
-            try:
-                found[step.name] = step.stage.schema(_schema_in(step, found))
-            except Exception as error:
-                problems.append((step.line, f"{_base(step.name)}: {_error_text(error, step, 'schema')}"))
-    return found
 
 
 def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
@@ -340,60 +294,12 @@ def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
         try:
             texts = step.stage.preflight() or step.stage.preflight_after(stages)
         except Exception as error:
-            texts = [_error_text(error, step, "preflight") + _set_options(error, step)]
-        problems += [(step.line, f"{_base(step.name)}: {text}") for text in texts]
+            texts = [error_text(error, step, "preflight") + _set_options(error, step)]
+        problems += [(step.line, f"{base_name(step.name)}: {text}") for text in texts]
 
 
 def _set_options(error: Exception, step: Step) -> str:
     """Returns `; use --set STEP.KEY=VALUE ...` if the error says which parameters would avoid it; else empty."""
     settings = error.settings if isinstance(error, VlpipeError) else ()
-    options = [shlex.quote(f"{_base(step.name)}.{key}={value}") for key, value in settings]
+    options = [shlex.quote(f"{base_name(step.name)}.{key}={value}") for key, value in settings]
     return f"; use {' '.join(f'--set {one}' for one in options)}" if options else ""
-
-
-def _error_text(error: Exception, step: Step, method: str) -> str:
-    """Returns the text for an exception of a stage's `method`: its own if it is of a type that stages raise for bad input,
-    else `Caption.schema failed: TypeError: ...` with file and line."""
-    if isinstance(error, (VlpipeError, ValueError, OSError)):
-        return str(error)
-    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
-        return error.args[0]  # PyArrow raises KeyError for a missing column
-    name = f"{type(step.stage).__name__}.{method}"
-    return f"{name} failed: {type(error).__name__}: {error}{raised_in(error)}"
-
-
-def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
-    if isinstance(step.stage, SourceStage):
-        return step.stage.row_schema()
-    if not step.inputs:
-        return pa.schema([])
-    first, *others = step.inputs
-    if not isinstance(step.stage, MapStage):
-        return found[first]
-    for other in others:
-        _check_same(first, found[first], other, found[other])
-    return pa.schema([_common_metadata(f, [found[other] for other in others]) for f in found[first]])
-
-
-def _common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
-    """Returns the field with what all inputs of the step have in common of its metadata (such as the model of a score)."""
-    common = set((field.metadata or {}).items())
-    for other in others:
-        common &= set((other.field(field.name).metadata or {}).items())
-    return field.with_metadata(dict(sorted(common)) or None)
-
-
-def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
-    """Raises VlpipeError unless inputs `a` and `b` of a step have the same columns and types, in any order."""
-    for name in sorted({*left.names, *right.names}):
-        kinds = [_kind(schema, name) for schema in (left, right)]
-        if kinds[0] != kinds[1]:
-            types = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
-            raise VlpipeError(f"the inputs must have the same columns, but column {shown(name)} is {types}")
-
-
-def _kind(schema: pa.Schema, name: str) -> str:
-    if name not in schema.names:
-        return "not there"
-    field = schema.field(name)
-    return f"heavy {field.type}" if is_heavy(field) else str(field.type)

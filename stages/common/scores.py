@@ -13,7 +13,7 @@ from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.workflow.hf_hub import HUB_ID
+from vlpipe.pipeline.storage.hf_hub import HUB_ID
 from vlpipe.stages.common.batches import Pixels
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.inference.precision import Precision, placed

@@ -10,7 +10,8 @@ from typing import Any
 
 from vlpipe.pipeline.engine.records.answers import Answer, read_part
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.service import Address, connect
+from vlpipe.pipeline.service import Address
+from vlpipe.pipeline.services.line import connect
 from vlpipe.pipeline.storage.store import Store
 
 HELD_FILES = 2  # in memory: the rows of a shard are in one or two

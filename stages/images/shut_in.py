@@ -20,7 +20,7 @@ from io import FileIO
 from threading import Lock, Timer
 from typing import Any, NamedTuple, cast
 
-from vlpipe.pipeline.engine.worker.open_stage import when_step_ends
+from vlpipe.pipeline.engine.worker.step_end import when_step_ends
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.common.pixels import Probe
 from vlpipe.stages.images import check as checked

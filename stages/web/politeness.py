@@ -18,7 +18,8 @@ from typing import Any
 from vlpipe.pipeline.engine.records.forgotten import hashed
 from vlpipe.pipeline.errors import RowFault, VlpipeError, explain
 from vlpipe.pipeline.inspect.opted_out import hash_of_url
-from vlpipe.pipeline.service import Address, Peer, connect
+from vlpipe.pipeline.service import Address, Peer
+from vlpipe.pipeline.services.line import connect
 from vlpipe.stages.web.opted_out import OptedOut
 
 GATHER_S = 0.001  # messages are collected for this long and sent together

@@ -11,11 +11,10 @@ from forget_toys import CHAIN, EXPORT, row_id, url
 from helpers import planned, run
 from kill_points import forked, kill_at
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.records.forget_journal import is_half_done
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forget.apply import finish, forget
@@ -47,7 +46,7 @@ def again(folder: Path, text: str) -> int:
     if not is_half_done(store):
         return do(folder)
     try:
-        Run(planned(folder, text)[0], store, LocalExecutor(), Watcher())
+        new_run(planned(folder, text)[0], store, local_executor(), Watcher())
     except VlpipeError:
         with locked(store):
             finish(store)

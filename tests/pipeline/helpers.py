@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
-from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -47,9 +47,9 @@ def run(
 
             executor = RayExecutor(run_id, address)
         else:
-            executor = LocalExecutor()
+            executor = local_executor()
         try:
-            Run(steps, store, executor, Watcher()).go()
+            new_run(steps, store, executor, Watcher()).go()
         finally:
             executor.close()
     return {one.name: one for one in steps}

@@ -16,7 +16,7 @@ import toys  # noqa: F401  # here, and not in each fork
 from helpers import CHAIN, left, run
 
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
-from vlpipe.pipeline.storage import store
+from vlpipe.pipeline.storage import exclusive, store
 
 
 def kill_at(point: int) -> list[int]:
@@ -37,7 +37,7 @@ def kill_at(point: int) -> list[int]:
 
         return wrapped
 
-    store._fsync = around(store._fsync)
+    store.fsync = exclusive.fsync = around(store.fsync)
     store.os.replace = around(os.replace)
     store.shutil.move = around(store.shutil.move)
     store.Path.write_bytes = around(Path.write_bytes)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from helpers import planned, rows, run
 
+from vlpipe.pipeline.engine.assembly import new_run
 from vlpipe.pipeline.engine.executor import MAX_LOST, UnitResult, Watcher, WorkerDied
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.services.server import Services
 
 THREE = """
 steps:
@@ -27,7 +28,7 @@ class Dying(LocalExecutor):
     """Workers of shard 1 of step b die so often, unless the shard is run in isolation."""
 
     def __init__(self, deaths: int, *, innocent: bool) -> None:
-        super().__init__()
+        super().__init__(Services())
         self.deaths, self.innocent = deaths, innocent
         self.ran: Counter[bool] = Counter()  # isolated or not
 
@@ -45,7 +46,7 @@ class Dying(LocalExecutor):
 def go(folder: Path, executor: LocalExecutor, text: str = THREE) -> None:
     steps, store = planned(folder, text)
     try:
-        Run(steps, store, executor, Watcher()).go()
+        new_run(steps, store, executor, Watcher()).go()
     finally:
         executor.close()
 

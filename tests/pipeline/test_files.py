@@ -9,10 +9,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from vlpipe.pipeline.engine.records.keys import tree_digest
 from vlpipe.pipeline.engine.worker import local_files
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
+from vlpipe.pipeline.storage.digests import tree_digest
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 
 from vlpipe.pipeline.engine.records import keys
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.hf_hub import hub_commit
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.hf_hub import hub_commit
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 

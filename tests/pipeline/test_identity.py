@@ -11,13 +11,13 @@ import pytest
 import yaml
 from helpers import planned, rejects, rows, run
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, resolve_stage
-from vlpipe.pipeline.engine.records import keys, manifest
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep, resolve_stage
+from vlpipe.pipeline.engine.records import file_digests, root_format
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_numbers, shard_path, write_receipt
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.inspect.verify.run import verify_step
 from vlpipe.pipeline.shard import Shard
@@ -110,7 +110,7 @@ def test_mended_rows_stay_when_the_list_grows(folder: Path) -> None:
     (folder / "bad").write_text("")
     steps, store = planned(folder, fetch(folder))
     with locked(store):
-        retry(steps, store, "fetch", ["gone"], LocalExecutor())
+        retry(steps, store, "fetch", ["gone"], local_executor())
     for num in (15, 16, 17, 18):
         grow(folder, num)
         last = run(folder, fetch(folder))
@@ -135,7 +135,7 @@ def interrupted(folder: Path, text: str, num_shards: int) -> None:
             raise Stop
 
     with locked(store), pytest.raises(Stop):
-        Run(steps, store, LocalExecutor(), Watcher(shard=shard)).go()
+        new_run(steps, store, local_executor(), Watcher(shard=shard)).go()
 
 
 def test_a_list_that_grows_amid_a_fetch_costs_only_its_new_rows(folder: Path) -> None:
@@ -265,20 +265,20 @@ def test_a_worker_refuses_a_file_that_the_plan_has_not_seen(folder: Path) -> Non
     )
     steps, store = planned(folder, text)
     file = resolve_stage(steps[-1], store).teacher
-    keys.check_unchanged(file)
+    file_digests.check_unchanged(file)
     os.utime(folder / "vocab.txt", ns=(1, 1))
-    keys.check_unchanged(file)  # another time, the same bytes
+    file_digests.check_unchanged(file)  # another time, the same bytes
     (folder / "vocab.txt").write_text("another")
     with pytest.raises(VlpipeError, match=r"vocab.txt on .* is not what the plan was made with"):
-        keys.check_unchanged(file)
+        file_digests.check_unchanged(file)
     (folder / "vocab.txt").unlink()
     with pytest.raises(VlpipeError, match=r"there is no .*vocab.txt on "):
-        keys.check_unchanged(file)
+        file_digests.check_unchanged(file)
 
 
 def test_a_root_of_another_format_is_refused_whole(folder: Path) -> None:
     run(folder, fetch(folder))
-    said = folder / "root" / manifest.FORMAT_FILE
+    said = folder / "root" / root_format.FORMAT_FILE
     for value, text in (
         (None, "has format 1"),
         ('{"format": 3}', "has format 3"),

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from vlpipe.pipeline.engine.records.keys import FileDigests, key_params, sha256_json
+from vlpipe.pipeline.engine.records.file_digests import FileDigests
+from vlpipe.pipeline.engine.records.keys import key_params
 from vlpipe.pipeline.stage import MapStage
+from vlpipe.pipeline.storage.digests import sha256_json
 from vlpipe.pipeline.storage.store import Store
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def test_lines_of_a_step_are_utf_8_in_any_locale(tmp_path: Path) -> None:
     code = (
-        "from vlpipe.pipeline.engine.worker.gather import say_to\n"
+        "from vlpipe.pipeline.engine.worker.captured_output import say_to\n"
         "from vlpipe.pipeline.storage.store import Store\n"
         f"say_to(Store({str(tmp_path)!r}), 'step')('caf\\u00e9 \\udce9')\n"
     )

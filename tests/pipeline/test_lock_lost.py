@@ -18,14 +18,15 @@ from helpers import CHAIN, left, planned
 from lock_records import DEAD_PID, ELSEWHERE, locks, put, quick, record, root  # noqa: F401
 from moto_s3 import S3, s3, s3_server  # noqa: F401
 
+from vlpipe.pipeline.engine.assembly import new_run
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import check, locked
 from vlpipe.pipeline.engine.locking.lock_file import Record, newest, parse, rel_of
 from vlpipe.pipeline.engine.records import progress_notes
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, run_shard
 from vlpipe.pipeline.errors import LockLost
+from vlpipe.pipeline.services.server import Services
 from vlpipe.pipeline.storage.store import Store
 
 # --- a run that loses its lock ---
@@ -173,7 +174,7 @@ class Keeps(LocalExecutor):
     """Keeps the tasks as they would travel to another machine."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Services())
         self.tasks: list[bytes] = []
 
     def submit(self, one: Any, unit: Any, task: Any) -> None:
@@ -186,7 +187,7 @@ def test_a_worker_that_outlived_its_run_commits_nothing(tmp_path: Path) -> None:
     steps, store = planned(tmp_path, CHAIN)
     executor = Keeps()
     with locked(store):
-        Run(steps, store, executor, Watcher()).go()
+        new_run(steps, store, executor, Watcher()).go()
         late = [task for task in map(pickle.loads, executor.tasks) if isinstance(task, ShardTask)]
         assert {task.store.fence for task in late} == {store.fence}
         run_shard(late[0])  # as long as its run has the root it may

@@ -9,8 +9,8 @@ from textwrap import dedent
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError
+from vlpipe.pipeline.steps.checked import find_steps
 from vlpipe.pipeline.workflow.load import Workflow
-from vlpipe.pipeline.workflow.step import find_steps
 
 HEAD = """\
 matrix:

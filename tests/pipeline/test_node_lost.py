@@ -21,11 +21,12 @@ import pytest
 from helpers import CHAIN, left, run
 from moto_s3 import S3, s3, s3_server  # noqa: F401
 
+from vlpipe.pipeline.engine.assembly import new_run
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.on_ray.executor import RayExecutor
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
-from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -106,7 +107,7 @@ class Outages:
             remember(steps, store)
             self.executor = RayExecutor(run_id, self.cluster.address)
             try:
-                Run(steps, store, self.executor, Watcher(tick=self.tick)).go()
+                new_run(steps, store, self.executor, Watcher(tick=self.tick)).go()
             finally:
                 self.executor.close()
         assert not self._plans

@@ -14,6 +14,7 @@ from helpers import rejects, rows, run
 from odd_toys import N, table
 
 from vlpipe.pipeline.engine.worker.gather import GatherTask, run_gather
+from vlpipe.pipeline.engine.worker_hooks import WorkerHooks
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import conform
 from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
@@ -128,6 +129,7 @@ def test_a_gather_stage_that_conserves_its_rows_is_held_to_it(
     tmp_path: Path, lost: Any, twice: Any, rejected: Any, said: str
 ) -> None:
     task = GatherTask(
+        hooks=WorkerHooks(),
         store=Store(str(tmp_path)),
         step="g",
         stage=Keeps(lost=lost, twice=twice, rejected=rejected),

@@ -12,7 +12,7 @@ import pytest
 from helpers import rejects, rows, run
 from test_bad_input import vlpipe
 
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.errors import SchemaError, StepFailed, VlpipeError
 
 

@@ -16,7 +16,7 @@ from moto_s3 import S3, s3, s3_server  # noqa: F401
 from vlpipe.pipeline.engine.on_ray.scheduler import ResourceRequest, Room, needed
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import read_batches
-from vlpipe.pipeline.storage.local_copies import copying, local_copy
+from vlpipe.pipeline.storage.local_copies import CopyingStore, local_copy
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
 TEXT = """
@@ -119,24 +119,25 @@ def test_a_shard_of_an_object_store_is_read_from_a_copy(
     shard = steps["numbers"].dataset(here).shards[0]
     there.write_bytes(shard.path, here.read_bytes(shard.path))
 
-    def read() -> list[int]:
-        return [n for table in read_batches(there, shard, ["n"]) for n in table["n"].to_pylist()]
+    copying = CopyingStore(there.url)
+
+    def read(store: Store) -> list[int]:
+        return [n for table in read_batches(store, shard, ["n"]) for n in table["n"].to_pylist()]
 
     s3.requests.clear()
-    assert read() == [0, 1, 2, 3]
+    assert read(there) == [0, 1, 2, 3]
     assert s3.requests
     assert not (tmp_path / "cache" / "vlpipe" / "shards").exists()
-    with copying(True):
-        assert read() == read() == [0, 1, 2, 3]
-        (copy,) = (tmp_path / "cache" / "vlpipe" / "shards").iterdir()
-        assert sha256_file(copy) == shard.digest
-        s3.requests.clear()
-        assert read() == [0, 1, 2, 3]
-        assert s3.requests == []
-        there.write_bytes(shard.path, b"damaged")
-        with pytest.raises(VlpipeError, match=r"has sha256 .*, but its receipt says"):
-            local_copy(there, shard.path, hashlib.sha256(b"other").hexdigest())
-        assert local_copy(here, shard.path, shard.digest) == ""  # it is on this disk already
+    assert read(copying) == read(copying) == [0, 1, 2, 3]
+    (copy,) = (tmp_path / "cache" / "vlpipe" / "shards").iterdir()
+    assert sha256_file(copy) == shard.digest
+    s3.requests.clear()
+    assert read(copying) == [0, 1, 2, 3]
+    assert s3.requests == []
+    there.write_bytes(shard.path, b"damaged")
+    with pytest.raises(VlpipeError, match=r"has sha256 .*, but its receipt says"):
+        local_copy(there, shard.path, hashlib.sha256(b"other").hexdigest())
+    assert local_copy(here, shard.path, shard.digest) == ""  # it is on this disk already
 
 
 def test_copies_are_bounded(tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -144,13 +145,12 @@ def test_copies_are_bounded(tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VLPIPE_CACHE_GB", str(2500 / 2**30))
     store = Store(s3.new_root())
     digests = []
-    with copying(True):
-        for k in range(3):
-            data = bytes([k]) * 1000
-            store.write_bytes(f"{k}.parquet", data)
-            digests.append(hashlib.sha256(data).hexdigest())
-            path = local_copy(store, f"{k}.parquet", digests[-1])
-            os.utime(path, (k, k))
+    for k in range(3):
+        data = bytes([k]) * 1000
+        store.write_bytes(f"{k}.parquet", data)
+        digests.append(hashlib.sha256(data).hexdigest())
+        path = local_copy(store, f"{k}.parquet", digests[-1])
+        os.utime(path, (k, k))
     assert {path.stem for path in (tmp_path / "vlpipe" / "shards").iterdir()} == set(digests[1:])
 
 

@@ -19,8 +19,8 @@ from ray_clusters import free_ports, home_with_token, ray_head
 from vlpipe.pipeline.engine.locking.lock import holder_run, processes_of
 from vlpipe.pipeline.engine.on_ray.worker import _launch
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.steps.step import Resources
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.step import Resources
 
 KILLS = """
 steps:

@@ -14,7 +14,7 @@ from cli_helpers import Runs, vlpipe
 from kill_points import forked, kill_at
 
 from vlpipe.pipeline.change import retry as again
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.assembly import local_executor
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.plan import plan
 from vlpipe.pipeline.engine.records.receipts import read_unfinished
@@ -53,7 +53,7 @@ def retry(runs: Runs) -> None:
     store = Store(str(runs.root))
     with locked(store):
         steps = plan(Workflow.load(str(runs.file), root=str(runs.root)), store)
-        again.retry(steps, store, "ask", ["down"], LocalExecutor())
+        again.retry(steps, store, "ask", ["down"], local_executor())
 
 
 def rows(runs: Runs) -> set[int]:

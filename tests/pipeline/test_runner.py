@@ -7,9 +7,8 @@ import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 from toys import payload
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.storage.store import Store
 
@@ -209,7 +208,7 @@ def test_shards_are_taken_when_their_input_is_there_downstream_first(tmp_path: P
     order: list[tuple[str, int]] = []
     steps, store = planned(tmp_path, CHAIN)
     watcher = Watcher(shard=lambda one, receipt, reused: order.append((one.name, receipt.index)))
-    Run(steps, store, LocalExecutor(), watcher).go()
+    new_run(steps, store, local_executor(), watcher).go()
     assert order[:6] == [
         ("numbers", 0),
         ("scale", 0),
@@ -228,7 +227,7 @@ def test_a_root_on_an_object_store_gives_the_same_rows(tmp_path: Path) -> None:
 
     store = Store("memory://root")
     steps = plan(Workflow.load(str(file)), store)
-    Run(steps, store, LocalExecutor(), Watcher()).go()
+    new_run(steps, store, local_executor(), Watcher()).go()
     local = run(tmp_path, CHAIN)
     assert [s.digest for s in steps[-1].shards] == [s.digest for s in local["payload"].shards]
     again = plan(Workflow.load(str(file)), store)

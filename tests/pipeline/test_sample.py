@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from cli_helpers import Runs, vlpipe
 
-from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, seconds_of
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts
 from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.inspect.forecast import Cost, by_rows, duration, read_forecast, totals
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.store import Store
 

@@ -16,12 +16,15 @@ import pytest
 
 from vlpipe.pipeline import service
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.service import Address, Peer, Services, connect
+from vlpipe.pipeline.service import Address, Peer
+from vlpipe.pipeline.services.line import connect
+from vlpipe.pipeline.services.server import Services
 from vlpipe.stages.web.opted_out import OptedOut
 
 WORKER = """
 import asyncio, sys, time
-from vlpipe.pipeline.service import Address, connect
+from vlpipe.pipeline.service import Address
+from vlpipe.pipeline.services.line import connect
 async def main():
     line = await connect(Address(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]), print, print)
     line.send("here")

@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto_s3 import S3, s3, s3_server  # noqa: F401
 
 from vlpipe.pipeline.errors import LockLost, VlpipeError
+from vlpipe.pipeline.storage import exclusive
 from vlpipe.pipeline.storage.store import Fence, Store
 
 
@@ -40,7 +41,7 @@ def test_listings(store: Store) -> None:
 
 def test_one_of_many_creates(store: Store) -> None:
     for number in range(5):
-        made = with_all(lambda mine, rel: [mine] if store.create(rel, mine) else [], f"l/{number}")
+        made = with_all(lambda mine, rel: [mine] if exclusive.create(store, rel, mine) else [], f"l/{number}")
         assert made == [store.read_bytes(f"l/{number}")]
     assert store.list("l") == [str(n) for n in range(5)]
 
@@ -74,7 +75,7 @@ def test_a_store_that_ignores_conditions_is_refused(s3: S3) -> None:  # noqa: F8
     store = Store(s3.new_root())
     s3.ignores_conditions = True
     with pytest.raises(VlpipeError, match="ignores conditional writes"):
-        store.create("l/1", b"mine")
+        exclusive.create(store, "l/1", b"mine")
 
 
 def test_a_store_of_which_nothing_is_known_is_refused() -> None:
@@ -85,7 +86,7 @@ def test_a_store_of_which_nothing_is_known_is_refused() -> None:
     with pytest.raises(
         VlpipeError, match=r"from writing at once on odd://; a root must be a folder, or on s3"
     ):
-        Store("odd://root").create("l/1", b"mine")
+        exclusive.create(Store("odd://root"), "l/1", b"mine")
 
 
 def test_a_root_that_chains_file_systems_is_refused(tmp_path: Path) -> None:

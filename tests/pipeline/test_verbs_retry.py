@@ -10,10 +10,12 @@ from helpers import left
 from vlpipe.pipeline.change import retry
 from vlpipe.pipeline.engine.executor import Unit, UnitResult
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed
+from vlpipe.pipeline.services.server import Services
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -126,7 +128,7 @@ def test_after_an_error_what_was_not_touched_counts_as_before(tmp_path: Path) ->
     mend.touch()
     steps, store = steps_of(runs)
     with pytest.raises(StepFailed, match="the disk is full"):
-        retry.retry(steps, store, "shaky", ["odd"], FullDisk())
+        retry.retry(steps, store, "shaky", ["odd"], FullDisk(Services()))
     receipts = sorted(p.name for p in (runs.step("shaky") / "_receipts").iterdir())
     assert receipts == [f"{k:06d}.json" for k in range(4)]
     said = runs("run", "--local")
@@ -140,7 +142,7 @@ def test_what_was_at_work_when_it_was_stopped_does_not_count(tmp_path: Path) -> 
     mend.touch()
     steps, store = steps_of(runs)
     with pytest.raises(KeyboardInterrupt):
-        retry.retry(steps, store, "shaky", ["odd"], Interrupted())
+        retry.retry(steps, store, "shaky", ["odd"], Interrupted(Services()))
     receipts = sorted(p.name for p in (runs.step("shaky") / "_receipts").iterdir())
     assert receipts == ["000001.json", "000002.json", "000003.json"]
     assert not (runs.step("shaky") / "manifest.json").exists()

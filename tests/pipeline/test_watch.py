@@ -14,11 +14,10 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN, planned
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.records.progress_notes import mark_running
-from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import alarms as alarms_module
 from vlpipe.pipeline.inspect.alarms import alarms
@@ -111,7 +110,7 @@ def test_metrics_are_served_while_it_runs(tmp_path: Path) -> None:
             seen.append(urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode())
 
         watcher = all_of([metrics.watcher, Watcher(shard=look)])
-        Run(steps, store, LocalExecutor(), watcher).go()
+        new_run(steps, store, local_executor(), watcher).go()
         look()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(url, timeout=5)

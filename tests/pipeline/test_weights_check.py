@@ -116,7 +116,7 @@ def test_the_plan_finds_them_for_every_stage_that_loads_weights(tmp_path: Path) 
 
     from vlpipe import stages
     from vlpipe.pipeline.workflow.stage_checks import class_problems
-    from vlpipe.pipeline.workflow.step import STEP_KEYS
+    from vlpipe.pipeline.workflow.step_keys import STEP_KEYS
 
     found = set()
     (tmp_path / "w.safetensors").write_bytes(LFS)

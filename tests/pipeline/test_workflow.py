@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import File, ListFile, Weights
+from vlpipe.pipeline.files import File, ListFile, Weights, files_of, replace_files
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
-from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow, schemas
-from vlpipe.pipeline.workflow.params import files_of, replace_files
-from vlpipe.pipeline.workflow.step import Resources
+from vlpipe.pipeline.steps.columns import schemas
+from vlpipe.pipeline.steps.step import Resources
+from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 from vlpipe.pipeline.workflow.yaml_lines import Problem, parse
 
 

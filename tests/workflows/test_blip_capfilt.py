@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 

@@ -17,7 +17,8 @@ from vlpipe.models import folder
 from vlpipe.models.systems.text.bert import Bert
 from vlpipe.models.systems.video.videobert import VideoBert
 from vlpipe.models.video.s3d import S3d
-from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow

@@ -40,6 +40,7 @@ from vlpipe.pipeline.engine.locking.processes import (
     wait_until_gone,
 )
 from vlpipe.pipeline.errors import LockLost, VlpipeError
+from vlpipe.pipeline.storage.exclusive import create
 from vlpipe.pipeline.storage.file_names import is_part
 from vlpipe.pipeline.storage.store import Fence, Store
 
@@ -242,7 +243,7 @@ def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
         held = _Held(store, rel_of(lock.number + 1 if lock else 1), mine)
         _held[mine.run] = held  # before the file exists, or other threads would consider its run dead
         try:
-            if store.create(held.rel, mine.to_bytes()):
+            if create(store, held.rel, mine.to_bytes()):
                 if held.is_mine():
                     _clear_older(store, held)
                     return held

@@ -20,7 +20,7 @@ from vlpipe.pipeline.engine.locking.signals import Interrupted
 from vlpipe.pipeline.engine.on_ray.scheduler import KINDS, ZERO
 from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.workflow.step import KIND
+from vlpipe.pipeline.steps.step import KIND
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
 CLIENT = "ray://"

@@ -27,10 +27,10 @@ from vlpipe.pipeline.engine.on_ray.scheduler import (
 )
 from vlpipe.pipeline.engine.on_ray.shipping import Shipping
 from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard, remote_training
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather, launches
+from vlpipe.pipeline.engine.planned import PlannedStep, is_gather, launches
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
-from vlpipe.pipeline.service import Services
+from vlpipe.pipeline.services.server import Services
 from vlpipe.pipeline.stage import GatherStage, MapStage
 from vlpipe.pipeline.storage.store import Store
 

@@ -28,11 +28,11 @@ from vlpipe.pipeline.engine.on_ray.packing import (
     place,
     root_below,
 )
-from vlpipe.pipeline.engine.plan import PlannedStep
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.engine.worker import node_probe as probe
 from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER, source_digest
+from vlpipe.pipeline.files import files_of
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.params import files_of
 
 ANSWER_S = 120.0  # timeout for a node to answer, in seconds, including the start of a worker
 

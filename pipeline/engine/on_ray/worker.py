@@ -14,14 +14,14 @@ import ray
 
 from vlpipe.pipeline.engine.executor import WorkerDied
 from vlpipe.pipeline.engine.records.receipts import Receipt
-from vlpipe.pipeline.engine.worker.device import given
+from vlpipe.pipeline.engine.worker.device import granted
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, launch_here, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import StepFailed, VlpipeError, one_line
 from vlpipe.pipeline.stage import Work
-from vlpipe.pipeline.workflow.step import Resources
+from vlpipe.pipeline.steps.step import Resources
 
 START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # of all workers of a training
 # what gloo and NCCL say in a worker when another one is gone, which Ray may notice later
@@ -47,14 +47,14 @@ def _prepare_process() -> None:
 
 def _run_shard(task: ShardTask, resources: Resources) -> Receipt:
     _prepare_process()
-    with given(resources):
+    with granted(resources.gpus):
         return run_shard(task)
 
 
 def _run_gather(task: GatherTask, resources: Resources, held: int = 1) -> GatherResult:
     """held: for how many workers there is room."""
     _prepare_process()
-    with given(resources):
+    with granted(resources.gpus):
         return run_gather(task, functools.partial(_launch, task, resources, held))
 
 
@@ -98,7 +98,7 @@ class _ShardWorker:
         self._work: Work | None = None
 
     def run(self, task: ShardTask) -> Receipt:
-        with given(self._resources):
+        with granted(self._resources.gpus):
             if task.isolate:
                 self._stack.close()
                 self._work = None
@@ -179,7 +179,7 @@ def _cause_of(error: BaseException) -> BaseException:
 
 def _train_loop(config: dict[str, Any]) -> None:
     set_torch_threads(config["torch_threads"])
-    with given(config["resources"]):
+    with granted(config["resources"].gpus):
         try:
             config["fn"](config["config"])
         except RuntimeError as error:

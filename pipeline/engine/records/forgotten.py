@@ -6,10 +6,8 @@ Only hashes are stored: whoever has the file can test whether a known row is in 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -21,8 +19,8 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet import text_sets
 from vlpipe.pipeline.parquet.text_sets import BLOCK, DIGEST, Digests, Mask, from_hex, is_among, to_hex
-from vlpipe.pipeline.shard import Reject, ShardWriter
-from vlpipe.pipeline.storage.store import Store, sha256_file
+from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.storage.store import Store
 
 REL = "forgotten.parquet"
 SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.string())])
@@ -176,12 +174,3 @@ def add_forgotten(store: Store, **hashes: Digests) -> None:
     with store.writing(REL) as part:
         whole = pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks()
         pq.write_table(whole, part, compression="zstd", write_page_checksum=True)
-
-
-def digest_of(rows: pa.Table, schema: pa.Schema) -> str:
-    """Returns the digest that these rows would have as a shard; computed from a temporary file."""
-    with tempfile.TemporaryDirectory(prefix="vlpipe-") as folder:
-        path = Path(folder) / "shard.parquet"
-        with ShardWriter(str(path), schema) as writer:
-            writer.write(rows)
-        return sha256_file(path)

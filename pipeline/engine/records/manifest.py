@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.keys import StepKeys, sha256_json, tree_digest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     damaged,
@@ -20,36 +19,13 @@ from vlpipe.pipeline.engine.records.receipts import (
     sum_counts,
     write_receipts,
 )
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.engine.records.step_keys import StepKeys
 from vlpipe.pipeline.shard import reference_columns
 from vlpipe.pipeline.stage import GatherStage, Stage
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
+from vlpipe.pipeline.storage.digests import sha256_json, tree_digest
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.store import Store, sha256_file
-
-FORMAT = 2  # format number of roots: raise it when the engine reads or writes them differently
-FORMAT_FILE = "_format.json"
-
-
-def check_format(store: Store, old: bool) -> None:
-    """Raises VlpipeError if the root has another format. old: it has step folders, so a missing number means format 1."""
-    if not store.exists(FORMAT_FILE):
-        number: Any = 1 if old else FORMAT
-    else:
-        try:
-            number = store.read_json(FORMAT_FILE)["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise damaged(store, FORMAT_FILE, error) from error
-    if number != FORMAT:
-        raise VlpipeError(
-            f"{store.url} has format {number}, this vlpipe reads and writes format {FORMAT}: "
-            f"use another --root, or the vlpipe that wrote it"
-        )
-
-
-def write_format(store: Store) -> None:
-    if not store.exists(FORMAT_FILE):
-        store.write_json(FORMAT_FILE, {"format": FORMAT})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

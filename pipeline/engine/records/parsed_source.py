@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vlpipe.pipeline.engine.records.class_versions import Mark
 from vlpipe.pipeline.errors import VlpipeWarning
-from vlpipe.pipeline.storage.digest_cache import private_folder, write_private
+from vlpipe.pipeline.storage.private_folder import private_folder, write_private
 
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]{1,80}")
 MAX_PARSED = 5_000  # max files in the user's cache; about 500 bytes each

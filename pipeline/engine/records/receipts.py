@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.engine.records.keys import sha256_json
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
 from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
+from vlpipe.pipeline.storage.digests import sha256_json
 from vlpipe.pipeline.storage.store import Store
 
 STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}([0-9a-f]{8})?")  # 16 digits if two full keys share the first 8
@@ -122,6 +122,12 @@ def damaged(store: Store, path: str, error: BaseException) -> VlpipeError:
     )
 
 
+def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
+    """Returns `heavy` with the digests of `shard` filled in for columns that `shard` itself stores."""
+    own = {"digest": shard.digest, "footer": shard.footer}
+    return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
+
+
 def receipt_numbers(store: Store, folder: str) -> list[int]:
     """Returns the sorted numbers of the shards that have a receipt."""
     found = (RECEIPT_FILE.fullmatch(name) for name in store.list(f"{folder}/_receipts"))
@@ -182,7 +188,7 @@ def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
         columns[name] = [sorted(getattr(r, name).items()) for r in receipts]
     for name in ("columns", "run"):
         columns[name] = [json.dumps(getattr(r, name), sort_keys=True) for r in receipts]
-    columns["seconds"] = [_seconds(r) for r in receipts]
+    columns["seconds"] = [seconds_in(r) for r in receipts]
     table = pa.table([pa.array(columns[f.name], f.type) for f in _SHARDS], schema=_SHARDS)
     with store.writing(rel) as part:
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
@@ -237,23 +243,6 @@ def run_path(folder: str) -> str:
     return f"{folder}/_log/run.json"
 
 
-def _seconds(receipt: Receipt) -> float:
+def seconds_in(receipt: Receipt) -> float:
+    """Returns the seconds that a shard took; 0 if unknown."""
     return float(receipt.run.get("seconds", 0))
-
-
-def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> float:
-    """Returns the seconds a step took, summed over its shards (so not wall-clock time); 0 if unknown.
-
-    Without receipts, reads the finished step's `_shards.parquet`.
-    """
-    found = [_seconds(r) for r in receipts]
-    shards = f"{folder}/_shards.parquet"
-    if not found and store.exists(shards):
-        with open_parquet(store, shards) as file:
-            found = file.read(["seconds"])["seconds"].to_pylist()
-    if not found and store.exists(run_path(folder)):
-        try:
-            found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise damaged(store, run_path(folder), error) from error
-    return sum(found)

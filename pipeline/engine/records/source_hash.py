@@ -24,8 +24,8 @@ from typing import Any
 from vlpipe.pipeline.engine.records.class_versions import Mark, class_versions
 from vlpipe.pipeline.engine.records.parsed_source import Parsed, load_parsed, parse
 from vlpipe.pipeline.stage import Stage
+from vlpipe.pipeline.steps.canonical import canonical
 from vlpipe.pipeline.storage.store import sha256_file
-from vlpipe.pipeline.workflow.params import canonical
 
 ENGINE = "vlpipe"
 ROOMS = ("vlpipe.stages", "vlpipe.models")

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -161,3 +162,17 @@ def output_in(store: Store, rel: str) -> Iterator[None]:
     finally:
         if pieces and not store.is_local:
             store.write_bytes(rel, b"".join(pieces))
+
+
+def say_to(store: Store, folder: str) -> Callable[[str], None]:
+    """Returns a function that shows the user a line: it appends to a file in the root, which the driver follows."""
+    if not store.is_local:
+        return partial(print, file=screen())
+    path = Path(store.path(f"{folder}/_log/said.txt"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line.rstrip("\n") + "\n")
+
+    return say

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.storage.local_copies import copying
-from vlpipe.pipeline.workflow.step import Resources
 
 VARIABLE = "VLPIPE_GPUS"  # number of GPUs that the running step requested; unset outside a run
 
@@ -44,13 +42,6 @@ def num_gpus() -> int:
 def granted(gpus: float) -> Iterator[None]:
     """Within this context, `device_of_step` in this process sees a step that requests `gpus` GPUs."""
     with _set(VARIABLE, f"{gpus:g}"):
-        yield
-
-
-@contextmanager
-def given(resources: Resources) -> Iterator[None]:
-    """Within this context, code in this process sees what the step was given: its GPUs, copies of its shards."""
-    with granted(resources.gpus), copying(resources.local_copies):
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import shutil
 import tempfile
@@ -11,70 +10,25 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.forgotten import Forgotten, digest_of, read_forgotten
-from vlpipe.pipeline.engine.records.keys import sha256_json
 from vlpipe.pipeline.engine.records.manifest import hash_folder
 from vlpipe.pipeline.engine.records.receipts import Receipt, run_path, shard_path, write_receipt
 from vlpipe.pipeline.engine.records.rejects import RejectsWriter
-from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
-from vlpipe.pipeline.engine.worker.captured_output import output_in, screen
-from vlpipe.pipeline.engine.worker.local_files import here
-from vlpipe.pipeline.engine.worker.open_stage import set_threads
+from vlpipe.pipeline.engine.worker.hooks import Excluded, Hooks
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, conform
 from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
-from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
-from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage, Stage
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, ShardWriter, heavy_names, write_shard
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.pipeline.storage.digests import sha256_json
 from vlpipe.pipeline.storage.file_names import STEP_FILE, is_engines
-from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.storage.store import Store, sha256_file
 
 Launch = Callable[..., None]
-SAMPLE_ROWS = (
-    "sample_rows"  # `ListRows.max_rows` among the recorded parameters, which are those of the source
-)
-TOTAL = "total.json"  # artifact of `ListRows` with `max_rows`
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListRows(GatherStage):
-    """Lists the rows of a source stage, cut in order into shards keyed by content: a longer list shares the full shards.
-
-    max_rows: lists the first ones only; the artifact `total.json` then has the number of all, which may be an upper bound.
-    """
-
-    source: SourceStage
-    max_rows: int | None = None
-    ROWS_ARE: ClassVar[str] = "those of the source"
-    ADDED: ClassVar[frozenset[str]] = frozenset({"max_rows"})
-
-    def identity(self, use: str) -> tuple[str | int, ...]:
-        return ("rows", *self.source.identity(use))
-
-    def runs(self) -> Stage:
-        return self.source
-
-    def schema(self, inp: pa.Schema) -> pa.Schema:
-        return self.source.row_schema()
-
-    def run(self, job: Job) -> None:
-        if self.max_rows is None:
-            for table in self.source.rows():
-                job.emit(table)
-            return
-        bound, seen = self.source.max_rows(), 0
-        for table in self.source.rows():
-            job.emit(table.slice(0, max(0, self.max_rows - seen)))
-            seen += table.num_rows
-            if bound is not None and seen >= self.max_rows:
-                break
-        total = {"rows": seen if bound is None else max(bound, seen)}
-        Path(job.artifacts, TOTAL).write_text(json.dumps(total), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +42,7 @@ class GatherTask:
     schema_out: pa.Schema
     folder: str
     inputs_digest: str
+    hooks: Hooks
     shard_rows: int = 10_000
     torch_threads: int = 1
 
@@ -111,33 +66,18 @@ def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gp
     fn(config)
 
 
-def say_to(store: Store, folder: str) -> Callable[[str], None]:
-    """Returns a function that shows the user a line: it appends to a file in the root, which the driver follows."""
-    if not store.is_local:
-        return partial(print, file=screen())
-    path = Path(store.path(f"{folder}/_log/said.txt"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def say(line: str) -> None:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line.rstrip("\n") + "\n")
-
-    return say
-
-
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
     """Runs the stage and commits rejects, shards, receipts and artifacts. The driver writes the manifest last."""
     began = time.monotonic()
-    source = running_source(task.stage).hash  # hash the code before any of it runs
-    set_threads(task.stage, task.torch_threads)
+    hooks, source = task.hooks, task.hooks.running_code(task.stage)
     clear_unfinished(task.store, task.folder)
     with (
-        output_in(task.store, f"{task.folder}/_log/output.txt"),
+        hooks.captured(task.store, f"{task.folder}/_log/output.txt"),
         _folders(task) as (work, artifacts),
         RejectsWriter(task.store, task.folder, 0, task.step) as rejects,
     ):
         sources = _note_source(work, source)
-        cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten(), rejects)
+        cutter = _Cutter(task, hooks.excluded(task.store) if rows_enter(task) else None, rejects)
         job = Job(
             inputs=task.inputs,
             work=work,
@@ -145,14 +85,14 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
             emit=cutter.emit,
             reject=cutter.reject,
             launch=launch,
-            say=say_to(task.store, task.folder),
+            say=hooks.saying(task.store, task.folder),
         )
-        here(task.stage).run(job)
+        hooks.prepared(task.stage, task.torch_threads).run(job)
         receipts = cutter.finish(time.monotonic() - began, job.spent)
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
-    return GatherResult(receipts, hashes, (*sources, recorded_hash(task.stage)))
+    return GatherResult(receipts, hashes, (*sources, hooks.recorded_code(task.stage)))
 
 
 SOURCES = (
@@ -181,7 +121,7 @@ def part_sources(store: Store, folder: str) -> set[str]:
 
 
 def rows_enter(task: GatherTask) -> bool:
-    """Returns True if this step adds new rows to the root; then forgotten rows must be excluded."""
+    """Returns True if this step adds new rows to the root; some may have to be excluded."""
     return not task.inputs and "id" in task.schema_out.names
 
 
@@ -220,11 +160,11 @@ class _folders:  # lower case: used like a function
 class _Cutter:
     """Cuts emitted rows into shards of `shard_rows` rows, keyed by content.
 
-    Forgotten rows are removed after the cut but count in the key, so that other shards do not change.
+    Excluded rows are removed after the cut but count in the key, so that other shards do not change.
     """
 
     task: GatherTask
-    forgotten: Forgotten
+    excluded: Excluded | None
     rejects: RejectsWriter
     shards: list[tuple[Shard, int, dict[str, Any]]] = field(default_factory=list)
     _pending: list[pa.Table] = field(default_factory=list)
@@ -267,14 +207,14 @@ class _Cutter:
             ids = OwnIds(f"shard {len(self.shards)}: ")
             ids.add(rows["id"])
             ids.check()
-        listed, (rows, forgotten) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
-        self.reject(forgotten)
+        listed, (rows, left_out) = rows, self.excluded.split(rows) if self.excluded else (rows, [])
+        self.reject(left_out)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
         pointers = tuple(
             Heavy(name, path, shard.digest, shard.footer)
             for name in sorted(heavy_names(self.task.schema_out))
         )
-        key = sha256_json("content", digest_of(listed, self.task.schema_out) if forgotten else shard.digest)
+        key = sha256_json("content", _digest_of(listed, self.task.schema_out) if left_out else shard.digest)
         full = dataclasses.replace(shard, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
 
@@ -300,7 +240,7 @@ class _Cutter:
                 rejects=codes if index == 0 else {},
                 rejects_digest=self.rejects.digest if index == 0 else "",
                 columns=stats,
-                source=recorded_hash(self.task.stage),
+                source=self.task.hooks.recorded_code(self.task.stage),
                 run=run if index == 0 else {},
             )
             for index, (shard, size, stats) in enumerate(self.shards)
@@ -318,3 +258,12 @@ class _Cutter:
         shards = tuple(shard for shard, _, _ in self.shards)
         made = Dataset(self.task.store, self.task.step, self.task.schema_out, shards)
         check_conserved_large("the stage", lambda: ids(self.task.inputs), lambda: ids([made]), self._rejected)
+
+
+def _digest_of(rows: pa.Table, schema: pa.Schema) -> str:
+    """Returns the digest that these rows would have as a shard; computed from a temporary file."""
+    with tempfile.TemporaryDirectory(prefix="vlpipe-") as folder:
+        path = Path(folder) / "shard.parquet"
+        with ShardWriter(str(path), schema) as writer:
+            writer.write(rows)
+        return sha256_file(path)

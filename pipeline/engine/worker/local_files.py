@@ -11,16 +11,16 @@ from typing import TypeVar
 
 import fsspec
 
-from vlpipe.pipeline.engine.records.keys import check_unchanged, tree_digest, walk_files
+from vlpipe.pipeline.engine.records.file_digests import check_unchanged, walk_files
 from vlpipe.pipeline.engine.worker.node_probe import on_this_node
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import File, Listing
+from vlpipe.pipeline.files import File, Listing, replace_files
 from vlpipe.pipeline.stage import Stage
-from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.digests import tree_digest
+from vlpipe.pipeline.storage.hf_hub import hub_folder
 from vlpipe.pipeline.storage.local_copies import make_room, num_bytes, remove
+from vlpipe.pipeline.storage.private_folder import private_folder
 from vlpipe.pipeline.storage.store import sha256_file
-from vlpipe.pipeline.workflow.hf_hub import hub_folder
-from vlpipe.pipeline.workflow.params import replace_files
 
 S = TypeVar("S", bound=Stage)
 

@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -18,15 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.progress_notes import noted
-from vlpipe.pipeline.engine.records.receipts import Receipt, damaged, log_path, shard_path, write_receipt
-from vlpipe.pipeline.engine.records.rejects import read_rejects, write_rejects
-from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
-from vlpipe.pipeline.engine.worker.captured_output import output_in
+from vlpipe.pipeline.engine.records.receipts import Receipt, log_path, shard_path, write_receipt
+from vlpipe.pipeline.engine.records.rejects import write_rejects
 from vlpipe.pipeline.engine.worker.guard import Faults, hopeless_at, run_guarded
-from vlpipe.pipeline.engine.worker.open_stage import opened
+from vlpipe.pipeline.engine.worker.hooks import Hooks
 from vlpipe.pipeline.engine.worker.stage_output import Settle
-from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.parquet.conform import OwnIds, need_ids
 from vlpipe.pipeline.parquet.row_conservation import check_conserved, check_has_children
 from vlpipe.pipeline.service import Address
@@ -57,6 +54,7 @@ class ShardTask:
     input: Shard
     folder: str
     key: str
+    hooks: Hooks
     artifacts_digest: str = ""
     max_reject_rate: float = 0.05
     num_rows_step: int | None = None  # input rows of the whole step, once known
@@ -67,9 +65,14 @@ class ShardTask:
     deadline_s: float | None = None  # seconds, for one call of the stage's function
     attempt: int = 1
     shared: Address | None = None  # address of the step's service, if it has one
-    again: frozenset[str] = frozenset()  # `vlpipe retry`: run only rows rejected with these codes
-    counts: Mapping[str, int] = field(default_factory=dict)  # counters of the rows that are not run again
-    source: str = ""  # hash of the code that made those rows
+
+    def outputs(self, run: ShardRun, work: Work) -> Iterator[pa.Table]:
+        """Processes every row group and yields the output tables; rejects go to `run`."""
+        for batch in run.noted(_with_prefetch(run.batches(), work)):
+            for out in run.outputs(work, batch):
+                run.rejects.extend(out.rejects)
+                if out.table.num_rows:
+                    yield out.table
 
 
 def own_schema(task: ShardTask) -> pa.Schema:
@@ -98,16 +101,15 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     step cannot succeed, AttemptFailed if the shard may be retried.
     """
     began = time.monotonic()
-    running_source(task.stage)  # hash the code before any of it runs
+    task.hooks.running_code(task.stage)
     with ExitStack() as stack:
-        stack.enter_context(output_in(task.store, _log(task, ".txt")))
+        stack.enter_context(task.hooks.captured(task.store, _log(task, ".txt")))
         if work is None:
             work = stack.enter_context(opening(task))
         if isinstance(work, TimedWork):
             work.seconds()  # of a shard that failed before
-        run = _Run(task)
-        make = _outputs_again if task.again else _outputs
-        rows = _unique(make(run, work))
+        run = ShardRun(task)
+        rows = _unique(task.outputs(run, work))
         schema = own_schema(task)
         group_rows = _group_rows(task)
         path = shard_path(task.folder, task.index)
@@ -138,7 +140,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         rejects_digest=rejects_digest,
         counts=dict(sorted(run.counts.items())),
         columns=stats,
-        source=both_sources(task.source, recorded_hash(task.stage)),
+        source="+".join(sorted({*run.sources, task.hooks.recorded_code(task.stage)})),
         run={
             "seconds": round(time.monotonic() - began, 3),
             "host": platform.node(),
@@ -151,17 +153,12 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     return receipt
 
 
-def both_sources(before: str, now: str) -> str:
-    """Returns the hash of the code that made a shard; several joined by `+` if different versions contributed."""
-    return "+".join(sorted({*before.split("+"), now})) if before else now
-
-
 def _log(task: ShardTask, ending: str) -> str:
     """Returns the path of a log: `.txt`, what the stage printed; `.errors.txt`, the first traceback of each code."""
     return f"{task.folder}/_log/{task.index:06d}{ending}"
 
 
-def _write_tracebacks(run: _Run) -> None:
+def _write_tracebacks(run: ShardRun) -> None:
     """Writes tracebacks of exceptions whose reject code the stage did not choose itself."""
     if run.faults.tracebacks:
         texts = [f"{code}\n{text}" for code, text in sorted(run.faults.tracebacks.items())]
@@ -170,11 +167,9 @@ def _write_tracebacks(run: _Run) -> None:
 
 def opening(task: ShardTask) -> AbstractContextManager[Work]:
     """Opens the stage's function as this task needs it: in this process, or in its own process that can be killed."""
-    if not task.isolate and task.deadline_s is None:
-        return opened(task.stage, task.torch_threads, task.shared)
-    from vlpipe.pipeline.engine.worker.child_process import isolated
-
-    return isolated(task.stage, task.torch_threads, task.shared, task.deadline_s)
+    return task.hooks.opened(
+        task.stage, task.torch_threads, task.shared, isolate=task.isolate, deadline_s=task.deadline_s
+    )
 
 
 def _group_rows(task: ShardTask) -> int:
@@ -192,19 +187,19 @@ def _faults(task: ShardTask) -> Faults:
 
 
 @dataclass
-class _Run:
-    """A shard in progress: everything it produces besides rows."""
+class ShardRun:
+    """A shard in progress: everything it produces besides rows. sources: hashes of other code that made some of its rows."""
 
     task: ShardTask
     rejects: list[Reject] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    sources: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         task = self.task
         self.faults, self.who = _faults(task), f"step {task.step}, shard {task.index}"
         self.key = "parent" if task.stage.FAN_OUT else "id"
-        self.counts.update(task.counts)
         if lost := [n for n in {"id", self.key} if n not in task.schema_out.names]:
             raise SchemaError(
                 f"{self.who}: the schema of the stage has no column {lost[0]!r}, by which its rows are identified; add it"
@@ -217,7 +212,7 @@ class _Run:
 
     def noted(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Yields the batches and writes progress notes."""
-        return noted(self.task.store, self.task.folder, self.task.index, batches)
+        return self.task.hooks.noted(self.task.store, self.task.folder, self.task.index, batches)
 
     def outputs(self, work: Work, batch: pa.Table) -> Iterator[Out]:
         """Yields the outputs of one batch; rows for which the function fails are rejects.
@@ -237,16 +232,7 @@ class _Run:
                 rejected.update(r.id for r in out.rejects)
                 out_ids.update(out.table[self.key].to_pylist())
                 yield out
-        _conserved(self.task, Counter(batch["id"].to_pylist()), out_ids, rejected)
-
-
-def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
-    """Processes every row group and yields the output tables."""
-    for batch in run.noted(_with_prefetch(run.batches(), work)):
-        for out in run.outputs(work, batch):
-            run.rejects.extend(out.rejects)
-            if out.table.num_rows:
-                yield out.table
+        check_rows(self.task, Counter(batch["id"].to_pylist()), out_ids, rejected)
 
 
 def _unique(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -272,75 +258,9 @@ def _with_prefetch(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table
     yield from pending
 
 
-def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
+def check_rows(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
+    """Raises VlpipeError if a row is lost or comes twice."""
     if task.stage.FAN_OUT:
         check_has_children("the stage", ids_in, out, rejected)
     else:
         check_conserved("the stage", ids_in, out, rejected)
-
-
-def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
-    """Yields the lines already in the shard's log. Raises VlpipeError if it is damaged."""
-    path = log_path(task.folder, task.index)
-    if not task.store.exists(path):
-        return
-    for line in task.store.read_bytes(path).splitlines():
-        try:
-            yield dict(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise damaged(task.store, path, error) from error
-
-
-def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
-    """Yields the output tables of a `vlpipe retry`, in input order: only rows rejected with the given codes are run, all
-    other rows and rejects are kept."""
-    task, schema = run.task, own_schema(run.task)
-    before = read_rejects(task.store, task.folder, task.index).to_pylist()
-    again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
-    run.log.extend(line for line in _log_before(task) if line.get("id") not in again)
-    stay = {
-        r["id"]: Reject(r["id"], r["kind"], r["why"], r["detail"]) for r in before if r["id"] not in again
-    }
-    old = Shard(path=shard_path(task.folder, task.index), num_rows=-1, digest="", heavy=())
-    light = [f.name for f in schema if not is_heavy(f)]
-    tables = read_batches(task.store, old, light, heavy_names(schema))
-    kept = _Kept(table.select(schema.names).cast(schema) for table in tables)
-    for batch in run.noted(run.batches()):
-        ids = batch["id"].to_pylist()
-        part = batch.filter(pa.array([i in again for i in ids], pa.bool_()))
-        rows, rejects = kept.of(ids), {i: stay[i] for i in ids if i in stay}
-        for out in run.outputs(work, part) if part.num_rows else ():
-            rejects.update({r.id: r for r in out.rejects})
-            rows.update(_by_id(out.table))
-        _conserved(task, Counter(ids), Counter([*rows]), Counter([*rejects]))
-        run.rejects.extend(rejects[i] for i in ids if i in rejects)
-        yield pa.concat_tables([schema.empty_table(), *(rows[i] for i in ids if i in rows)])
-    kept.need_empty()
-
-
-class _Kept:
-    """Reads the rows of a finished shard in input order, with at most one row group of them in memory."""
-
-    def __init__(self, tables: Iterator[pa.Table]) -> None:
-        self._tables, self._rows = tables, dict[str, pa.Table]()
-
-    def of(self, ids: list[str]) -> dict[str, pa.Table]:
-        """Returns id -> table of one row, for those of the input ids that the shard has rows for."""
-        found: dict[str, pa.Table] = {}
-        wanted = set(ids)
-        while True:
-            found |= {i: self._rows.pop(i) for i in [*self._rows] if i in wanted}
-            if self._rows or (table := next(self._tables, None)) is None:
-                return found
-            self._rows = _by_id(table)
-
-    def need_empty(self) -> None:
-        if self._rows or next(self._tables, None) is not None:
-            raise VlpipeError(
-                "the stored shard has rows that its input lacks, or has them in another order, so rows cannot be put back "
-                "into it; nothing was changed. `vlpipe verify` lists what is damaged"
-            )
-
-
-def _by_id(table: pa.Table) -> dict[str, pa.Table]:
-    return {id_: table.slice(row, 1) for row, id_ in enumerate(table["id"].to_pylist())}

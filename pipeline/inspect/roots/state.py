@@ -17,17 +17,12 @@ from typing import Any
 from vlpipe.pipeline.engine.plan import read_record
 from vlpipe.pipeline.engine.records.manifest import Manifest, read_manifest, read_step_file
 from vlpipe.pipeline.engine.records.progress_notes import is_running, rows_done
-from vlpipe.pipeline.engine.records.receipts import (
-    Receipt,
-    read_receipt,
-    read_receipts,
-    seconds_of,
-    sum_counts,
-)
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipt, read_receipts, sum_counts
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.alarms import alarms_of
 from vlpipe.pipeline.inspect.on_disk import folder_now, step_folders
 from vlpipe.pipeline.inspect.roots.said import Said, read_said
+from vlpipe.pipeline.inspect.seconds import seconds_of
 from vlpipe.pipeline.inspect.status import Holder, live_run, lock_holder
 from vlpipe.pipeline.stage import TIMED
 from vlpipe.pipeline.storage.store import Store

@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from vlpipe.pipeline.engine.list_rows import SAMPLE_ROWS, ListRows
 from vlpipe.pipeline.engine.records.keys import keys_of
 from vlpipe.pipeline.engine.records.manifest import StepFile
-from vlpipe.pipeline.engine.worker.gather import SAMPLE_ROWS, ListRows
+from vlpipe.pipeline.files import replace_files
 from vlpipe.pipeline.inspect.on_disk import folder_now
 from vlpipe.pipeline.inspect.verify.problems import BROKEN, Problem
 from vlpipe.pipeline.inspect.verify.records import Records
 from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.stage import Stage
+from vlpipe.pipeline.steps.canonical import from_order
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.workflow.load import STAGES
-from vlpipe.pipeline.workflow.params import adapter, find, from_order, replace_files
+from vlpipe.pipeline.workflow.params import adapter, find
 
 
 def key_problems(steps: Steps, found: Records) -> Iterator[Problem]:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlpipe.pipeline.engine.records.keys import sha256_json, shard_key
 from vlpipe.pipeline.engine.records.manifest import Manifest, digest_artifacts, digest_inputs
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_path
+from vlpipe.pipeline.engine.records.step_keys import shard_key
 from vlpipe.pipeline.inspect.verify.problems import Problem
 from vlpipe.pipeline.inspect.verify.records import Records
 from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.storage.digests import sha256_json
 from vlpipe.pipeline.storage.file_names import SHARD_FILE
 
 RUN_AGAIN = "`vlpipe run` recomputes it"

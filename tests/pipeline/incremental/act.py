@@ -135,7 +135,7 @@ def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterato
         old_done(self, state, receipt, reused=reused)
 
     def commit(self: Any, state: Any, receipts: Any, *more: Any) -> None:
-        from vlpipe.pipeline.engine.worker.gather import ListRows
+        from vlpipe.pipeline.engine.list_rows import ListRows
         from vlpipe.pipeline.stage import GatherStage
 
         stage = _resolved(state.one, self.store)
@@ -153,7 +153,7 @@ def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterato
 
 
 def _resolved(one: Any, store: Any) -> Any:
-    from vlpipe.pipeline.engine.plan import resolve_stage
+    from vlpipe.pipeline.engine.planned import resolve_stage
 
     return resolve_stage(one, store)
 

@@ -35,13 +35,13 @@ def warm() -> None:
     from vlpipe.pipeline.engine.records import manifest
     from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
     from vlpipe.pipeline.files import File, ListFile
-    from vlpipe.pipeline.workflow import params, step
+    from vlpipe.pipeline.workflow import params, step_keys
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)
     leave_pandas_alone()
     manifest.installed = functools.cache(manifest.installed)
-    for kind in (step.EngineKeys, str, int, float, Path, File, ListFile):
+    for kind in (step_keys.EngineKeys, str, int, float, Path, File, ListFile):
         params.adapter(kind)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)

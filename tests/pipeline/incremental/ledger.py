@@ -155,8 +155,7 @@ class Units:
 
     def _declared(self, stage: Any, params: Mapping[str, Any]) -> list[Any]:
         """Class, VERSION, parameters; a file counts by what it holds now, and what only lists rows not at all."""
-        from vlpipe.pipeline.files import ListFile
-        from vlpipe.pipeline.workflow.params import files_of
+        from vlpipe.pipeline.files import ListFile, files_of
 
         files = files_of(stage)
         names = {name.partition(".")[0] for name, _ in files}

@@ -21,18 +21,19 @@ def everywhere(old: Any, new: Any) -> None:
 
 def relative_paths() -> None:
     """W1: the driver hashes a file, a worker in another folder opens the one of that name there."""
-    from vlpipe.pipeline.engine.records import keys
+    from vlpipe.pipeline.engine.records import file_digests, keys
 
     everywhere(keys._absolute, lambda _, file: file)
-    everywhere(keys.check_unchanged, lambda file: None)
+    everywhere(file_digests.check_unchanged, lambda file: None)
 
 
 def files_without_names() -> None:
     """W2: which parameter an artifact belongs to is not in what must match."""
-    from vlpipe.pipeline.engine.records import keys, manifest
+    from vlpipe.pipeline.engine.records import manifest
+    from vlpipe.pipeline.storage import digests
 
     def digest_artifacts(read: Any) -> str:
-        return keys.sha256_json("artifacts", sorted(read.values())) if read else ""
+        return digests.sha256_json("artifacts", sorted(read.values())) if read else ""
 
     everywhere(manifest.digest_artifacts, digest_artifacts)
 
@@ -58,14 +59,14 @@ def last_folder_counts() -> None:
 
 def mixed_code_is_silent() -> None:
     """W5: a step that was finished by the code there is now counts as made by it."""
-    from vlpipe.pipeline.engine import plan
+    from vlpipe.pipeline.engine import planned
 
-    warns = plan.stale_source
+    warns = planned.stale_source
 
     def stale_source(one: Any, sources: Any) -> str:
         return "" if one.keyed.source in sources else warns(one, sources)
 
-    everywhere(plan.stale_source, stale_source)
+    everywhere(planned.stale_source, stale_source)
 
 
 def helpers_do_not_count() -> None:
@@ -74,7 +75,7 @@ def helpers_do_not_count() -> None:
 
     from vlpipe.pipeline.engine.records import source_hash
 
-    parse = source_hash._parse
+    parse = source_hash.parse
     everywhere(parse, lambda *args: dataclasses.replace(parse(*args), imports=()))
 
 

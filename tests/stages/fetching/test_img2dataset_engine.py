@@ -22,7 +22,7 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex
-from vlpipe.pipeline.service import Services
+from vlpipe.pipeline.services.server import Services
 from vlpipe.pipeline.shard import Out, heavy_names
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map

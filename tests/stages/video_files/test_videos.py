@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from clips import clip
 
+from vlpipe.pipeline.engine.assembly import local_executor, new_run
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
-from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.planned import PlannedStep
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import Listing
 from vlpipe.pipeline.shard import Out
@@ -161,7 +161,7 @@ def go(folder: Path) -> PlannedStep:
     with locked(store):
         steps = planned(folder)
         remember(list(steps.values()), store)
-        Run(list(steps.values()), store, LocalExecutor(), Watcher()).go()
+        new_run(list(steps.values()), store, local_executor(), Watcher()).go()
     return steps["videos"]
 
 

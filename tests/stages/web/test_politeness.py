@@ -16,7 +16,8 @@ import pytest
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex
-from vlpipe.pipeline.service import Address, Services
+from vlpipe.pipeline.service import Address
+from vlpipe.pipeline.services.server import Services
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostBusy, HostGate, Politeness, Turns, _hash, join

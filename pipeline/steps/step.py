@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean, shown
+from vlpipe.pipeline.files import files_of
 from vlpipe.pipeline.stage import SHARD_ROWS, Stage
-from vlpipe.pipeline.workflow.params import files_of
-
-
-class _HasName(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def in_cell(self) -> bool: ...
-
 
 KIND, KIND_AMOUNT = "accelerator_type:", 0.001  # as Ray's own option `accelerator_type` requests it
 TAKEN = ("CPU", "GPU", "memory", "object_store_memory")
-Named = TypeVar("Named", bound=_HasName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,21 +54,6 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineKeys:
-    """The YAML keys of a step that configure the engine, not the stage."""
-
-    resources: Resources = Resources()
-    torch_threads: Annotated[int, Field(ge=1)] = 1
-    max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: the stage's default
-    row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
-
-
-ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(EngineKeys))
-STEP_KEYS = ("use", "from", "same_as", "matrix", *ENGINE_KEYS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One step of a run. Inside `repeat` its name is NAME@ROUND, with a matrix NAME@LABEL-LABEL."""
 
@@ -101,30 +74,3 @@ class Step:
     def artifact_steps(self) -> tuple[str, ...]:
         """Names of the steps whose artifacts this step reads."""
         return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))
-
-
-def find_step(steps: Sequence[Named], name: str, where: str = "") -> Named:
-    """Returns the step `name`; for a repeated step, the name without a round means its last round.
-
-    where: the workflow's file, for the error. Raises VlpipeError if there is no such step, or one for each cell of a matrix.
-    """
-    found = find_steps(steps, name, where)
-    if len(found) > 1:
-        listed = ", ".join(one.name for one in found[:8]) + (", ..." if len(found) > 8 else "")
-        raise VlpipeError(f"{shown(name)} is {len(found)} steps; name one of {listed}")
-    return found[0]
-
-
-def find_steps(steps: Sequence[Named], name: str, where: str = "") -> list[Named]:
-    """As `find_step`, but the name without a cell of a matrix means the steps of all cells."""
-    found: dict[str, Named] = {}
-    for one in steps:
-        base, _, rest = one.name.partition("@")
-        cell = rest.partition("@")[0] if one.in_cell else ""
-        if name in (one.name, base, f"{base}@{cell}" if cell else base):
-            found[cell] = one  # the last round
-    if found:
-        return list(found.values())
-    known = dict.fromkeys(text for one in steps for text in (one.name.partition("@")[0], one.name))
-    problem = f"{where} has no step" if where else "there is no step"
-    raise VlpipeError(f"{problem} {shown(name)}{did_you_mean(name, known)}")
