@@ -1,1 +1,1 @@
-"""How well a model tells which captions belong to an image. May import what `evaluate` imports."""
+"""How well a model tells which captions belong to an image, and words to its regions. May import what `evaluate` imports."""
