@@ -121,7 +121,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run all steps that are not done yet. A run after a kill continues; a run with nothing left to do changes nothing."""
+    """Run all steps that are not done yet. A run after a kill continues; a run with nothing left to do changes no rows."""
     need_one_place(local, address)
     began = time.monotonic()
     found, store = load(workflow, root, set_, profile)
@@ -130,9 +130,9 @@ def run(
         steps = plan(found, store, until, sample)
         warn(steps, strict)
         todo = [one for one in steps if not one.is_done]
+        if sample is None:  # the next plan compares with the last full run
+            remember(steps, store)
         if todo:
-            if sample is None:  # the next plan compares with the last full run
-                remember(steps, store)
             telling = _telling(found, store, run_id, steps, metrics, curves)
             execute(steps, store, run_id, local=local, address=address, strict=strict, telling=telling)
             warn(todo, strict=False)  # about shards that this run reused

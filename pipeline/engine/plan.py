@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -194,8 +195,10 @@ def read_record(store: Store) -> dict[str, Any]:
 
 
 def remember(steps: Sequence[PlannedStep], store: Store) -> None:
-    """Records the steps as they are now, so that the next plan can explain what changed."""
-    record = read_record(store)
+    """Records the steps as they are now, so that the next plan can explain what changed, and other commands on this root
+    find their folders. Writes nothing if the record says so already."""
+    before = read_record(store)
+    record = dict(before)
     for one in steps:
         step = one.keyed.step
         record[step.name] = {
@@ -210,4 +213,5 @@ def remember(steps: Sequence[PlannedStep], store: Store) -> None:
             "gather": is_gather(one),
             "filters": isinstance(one.keyed.step.stage, MapStage) and one.keyed.step.stage.FILTERS,
         }
-    write_sealed(store, RECORD, record)
+    if json.loads(json.dumps(record)) != before:
+        write_sealed(store, RECORD, record)

@@ -255,7 +255,7 @@ def test_values_become_json() -> None:
 
 
 def test_the_command_wants_a_root(tmp_path: Path) -> None:
-    assert "no output root" in vlpipe("ui", tmp_path, code=1)[-1]
+    assert "is not an output root" in vlpipe("ui", tmp_path, code=1)[-1]
     os.mkdir(tmp_path / "runs")
     (tmp_path / "w.yaml").write_text(f"name: w\nroot: {tmp_path}/runs\nsteps: {{}}\n")
     assert f"{tmp_path}/runs is not an output root" in vlpipe("ui", tmp_path / "w.yaml", code=1)[-1]

@@ -234,3 +234,16 @@ def test_a_step_without_digits_is_the_one_of_the_last_run(tmp_path: Path) -> Non
         assert vlpipe("show", f"{runs.root}/every{rest}") == vlpipe("show", f"{last}{rest}")
     said = vlpipe("show", runs.root / "evry", code=1)
     assert said[-1].startswith(f"there is no file or folder {runs.root}/evry; there are: add-")
+
+
+def test_a_root_shows_the_steps_of_its_last_run_also_if_that_run_made_nothing(tmp_path: Path) -> None:
+    """Parameters there and back: the third run finds all rows of the first."""
+    runs = Runs(tmp_path, CHAIN)
+    shown = []
+    for sets in ((), ("--set", "scale.by=9"), ()):
+        runs("run", "--local", *sets)
+        shown.append((runs.root / "_steps.json").read_bytes())
+    assert shown[0] == shown[2] != shown[1]
+    before = (runs.root / "_steps.json").stat().st_mtime_ns
+    assert "nothing to do" in runs("run", "--local")[0]
+    assert (runs.root / "_steps.json").stat().st_mtime_ns == before
