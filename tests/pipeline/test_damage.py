@@ -215,7 +215,7 @@ def commands(two: Two) -> Iterator[tuple[str | Path, ...]]:
 def test_no_command_ends_in_an_internal_error(whole: Two, tmp_path: Path) -> None:
     """It works (what is damaged may be of no concern to it), or says in one sentence which file is damaged."""
     wrong, num = [], 0
-    for rel, how, _ in each_damage(whole, 3, lambda n: n % 151 == 0):
+    for rel, how, _ in each_damage(whole, 3, lambda n: n % 127 == 0):
         num += 1
         folder = tmp_path / str(num)
         shutil.copytree(whole.root, folder)

@@ -35,5 +35,5 @@ def test_lists_are_read_and_true(tmp_path: Path) -> None:
         words = COLOUR_WORDS[film.scene.things[0].colour]
         assert all(any(word in text.split() for word in words) for text in texts)
     asked = MsrvttQuestions(questions=ListFile(path=str(folder / "train_qa.json"))).by_video()
-    assert sorted(asked) == names[:4]
+    assert sorted(asked) == [(name, None) for name in names[:4]]
     assert all(one["answer"] for several in asked.values() for one in several)

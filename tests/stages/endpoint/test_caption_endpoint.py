@@ -316,7 +316,7 @@ def test_a_server_that_comes_back_is_waited_for(serve: Serve) -> None:
         ({"base_url": "ftp://x/v1"}, "wanted http"),
         ({"base_url": "http://me:pw@x/v1"}, "must have no user"),
         ({"base_url": "http://x/v1?key=1"}, "must have no user"),
-        ({"base_url": "http://[x/v1"}, "no URL"),
+        ({"base_url": "http://[x/v1"}, "is not a URL"),
         ({"prompts": {"a": "b"}}, "either `prompt`, or `prompts`"),
         ({"prompt": "{0}"}, "is not a name"),
         ({"prompt": "{a!r}"}, "is not a name"),
