@@ -97,7 +97,8 @@ class TvqaQuestions(AsksVideos):
     """TVQA's JSON lines {qid, q, a0, ..., a4, answer_idx, vid_name, ts}: five answers each in `choices` (CHOICES).
 
     A line without answer_idx, as in the test set, has a null label. localised: a question is put to the rows whose `start_s`
-    and `end_s` are its times `ts` (`annotated.tvqa:Tvqa` cuts such clips), in place of all of its video; lines whose times are not numbers are left out.
+    and `end_s` are its times `ts` (`annotated.tvqa:Tvqa` cuts such clips), in place of all of its video; lines whose times
+    are not numbers are left out.
     """
 
     NAME: ClassVar[str] = "downstream.video_questions:TvqaQuestions"
