@@ -58,10 +58,10 @@ def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
         return found[first]
     for other in others:
         _check_same(first, found[first], other, found[other])
-    return pa.schema([_common_metadata(f, [found[other] for other in others]) for f in found[first]])
+    return pa.schema([common_metadata(f, [found[other] for other in others]) for f in found[first]])
 
 
-def _common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
+def common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
     """Returns the field with what all inputs of the step have in common of its metadata (such as the model of a score)."""
     common = set((field.metadata or {}).items())
     for other in others:

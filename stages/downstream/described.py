@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -21,8 +20,14 @@ from vlpipe.pipeline.stage import Dataset, GatherStage, Job, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.row import RESULTS, TEXTS
 from vlpipe.stages.downstream.examples import makers_of, stream_of
-from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE, java_problems
-from vlpipe.stages.evaluate.caption_scores import TOKENIZER, Metric, caption_scores, more_scores
+from vlpipe.stages.evaluate.caption_scores import (
+    TOKENIZER,
+    Metric,
+    caption_scores,
+    length_problems,
+    more_scores,
+    score_problems,
+)
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.loading.rows import Row, read_unit, scan
 
@@ -66,14 +71,7 @@ class DescribedImages(GatherStage):
         return RESULTS
 
     def preflight(self) -> list[str]:
-        problems = [p for metric in self.more if metric != "rouge_l" for p in java_problems(metric)]
-        if self.min_length > self.max_length:
-            problems.append(
-                f"min_length must be at most max_length, got {self.min_length} and {self.max_length}"
-            )
-        if find_spec("pycocoevalcap") is None:
-            problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")
-        return problems
+        return length_problems(self.min_length, self.max_length) + score_problems(self.more)
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import Generates

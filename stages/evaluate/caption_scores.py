@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE, meteor, spice
+from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE, java_problems, meteor, spice
 from vlpipe.stages.evaluate.caption_metrics.rouge import rouge_l
 
 TOKENIZER = "ptb_like"  # reported with every score, because scores depend on the tokenizer
@@ -26,6 +27,20 @@ _CANNOT = re.compile(r"\bcan(?=not\b)")
 # One token: a clitic; a number such as 1,000 or 3.5 or 2:30; a word, which may have inner hyphens, apostrophes or
 # slashes; a symbol that is read aloud, such as %.
 _TOKEN = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,:]\d+)+|\w+(?:[-'/]\w+)*|[$%&#@+=*]")
+
+
+def score_problems(more: Sequence[Metric] = ()) -> list[str]:
+    """Returns why captions cannot be scored here, in words; empty if they can. more: metrics beside CIDEr and BLEU-4."""
+    missing = find_spec("pycocoevalcap") is None
+    problems = [f"caption scores need pycocoevalcap: {PIP_LINE}"] if missing else []
+    return problems + [problem for metric in more if metric != "rouge_l" for problem in java_problems(metric)]
+
+
+def length_problems(min_length: int, max_length: int) -> list[str]:
+    """Returns what is wrong with the numbers of new tokens of a caption, in words."""
+    if min_length <= max_length:
+        return []
+    return [f"min_length must be at most max_length, got {min_length} and {max_length}"]
 
 
 def ptb_like(text: str) -> str:

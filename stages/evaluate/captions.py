@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +17,13 @@ from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
-from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE, java_problems
-from vlpipe.stages.evaluate.caption_scores import TOKENIZER, Metric, caption_scores, more_scores
+from vlpipe.stages.evaluate.caption_scores import (
+    TOKENIZER,
+    Metric,
+    caption_scores,
+    more_scores,
+    score_problems,
+)
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.inference.ahead import Ahead
@@ -78,10 +82,7 @@ class Captions(RunsModel, GatherStage):
                 f"min_length must be from 0 to max_length, and max_length at least 1; got min_length: {self.min_length}, "
                 f"max_length: {self.max_length}"
             )
-        if find_spec("pycocoevalcap") is None:
-            problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")
-        java = [metric for metric in self.more if metric != "rouge_l"]
-        return problems + [problem for metric in java for problem in java_problems(metric)]
+        return problems + score_problems(self.more)
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import Generates

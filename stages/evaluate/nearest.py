@@ -32,7 +32,7 @@ class Nearest:
         return np.take_along_axis(self.order, again, axis=1)
 
 
-class Owned:
+class Relevance:
     """Which texts and images belong together: a text and each image that has it, or one that reads the same."""
 
     def __init__(
@@ -49,11 +49,11 @@ class Owned:
         self._order = np.argsort(alike, kind="stable")
         self._starts = np.searchsorted(alike[self._order], np.arange(self._num + 1))
 
-    def right_texts(self, texts: Order) -> Flags:
+    def relevant_texts(self, texts: Order) -> Flags:
         """texts (I, k): indices of texts beside each image. Returns which belong to it, (I, k)."""
         return self._are_pairs(np.arange(len(texts))[:, None], self.alike[texts])
 
-    def right_images(self, images: Order) -> Flags:
+    def relevant_images(self, images: Order) -> Flags:
         """images (T, k): indices of images beside each text. Returns which belong to it, (T, k)."""
         return self._are_pairs(images, self.alike[:, None])
 
@@ -70,7 +70,7 @@ class Owned:
 
 
 def both_ways(
-    images: Scores, texts: Scores, k: int, owned: Owned, block_values: int = BLOCK_VALUES
+    images: Scores, texts: Scores, k: int, relevance: Relevance, block_values: int = BLOCK_VALUES
 ) -> tuple[Nearest, Nearest]:
     """Returns the k nearest texts of each image (I, D), and the k nearest images of each text (T, D), by dot product.
 
@@ -85,12 +85,12 @@ def both_ways(
     for start in range(0, len(images), size):
         sims = images[start : start + size] @ texts.T
         sims = sims if images.ndim == 2 else sims.max(axis=1)
-        right = owned.block(start, start + len(sims))
+        right = relevance.block(start, start + len(sims))
         found = best(sims, k, right)
         orders.append(found.order)
         scores.append(found.scores)
         new = best(sims.T, k, right.T)
-        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k, owned)
+        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k, relevance)
     return Nearest(np.concatenate(orders), np.concatenate(scores)), of_texts
 
 
@@ -116,11 +116,11 @@ def _sorted(distances: Scores, right: Flags | None) -> Order:
     return np.lexsort((right, distances), axis=-1)
 
 
-def _merged(before: Nearest, new: Nearest, k: int, owned: Owned) -> Nearest:
+def _merged(before: Nearest, new: Nearest, k: int, relevance: Relevance) -> Nearest:
     """Returns the k highest of both for each text. Indices in `before` are lower than all in `new`."""
     scores = np.concatenate([before.scores, new.scores], axis=1)
     order = np.concatenate([before.order, new.order], axis=1)
-    keep = _sorted(-scores, owned.right_images(order))[:, :k]
+    keep = _sorted(-scores, relevance.relevant_images(order))[:, :k]
     return Nearest(np.take_along_axis(order, keep, axis=1), np.take_along_axis(scores, keep, axis=1))
 
 

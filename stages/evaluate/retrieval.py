@@ -25,7 +25,7 @@ from vlpipe.stages.common.batches import batch_size_problems, encode_images, fix
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
-from vlpipe.stages.evaluate.nearest import Candidates, Order, Owned, Scores, both_ways
+from vlpipe.stages.evaluate.nearest import Candidates, Order, Relevance, Scores, both_ways
 from vlpipe.stages.filter.itm import match_logits
 from vlpipe.stages.inference.ahead import Ahead
 from vlpipe.stages.inference.stage import RunsModel
@@ -50,20 +50,20 @@ class Retrieval(RunsModel, GatherStage):
 
     source: `source` of the captions. k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128
     (Flickr30K). 0: no re-ranking, as for models without a matching head (CLIP).
-    also_right: Parquet with columns `url` and `text`: further captions that are right for the image of this URL or path, as
-    ECCV Caption (https://arxiv.org/abs/2204.03359) lists them for COCO.
+    also_relevant: Parquet with columns `url` and `text`: further captions that are right for the image of this URL or path,
+    as ECCV Caption (https://arxiv.org/abs/2204.03359) lists them for COCO.
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
     VERSION: ClassVar[int] = 3  # 2: items.parquet; 3: ties count as wrong, equal texts as one
-    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"also_right"}
+    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"also_relevant"}
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     model: Weights
     source: str = "human"
-    also_right: File | None = None
+    also_relevant: File | None = None
     k_test: int = 128
     batch_size: int = 64
     max_text_length: int = 30  # tokens, including [CLS] and [SEP]; as in BLIP
@@ -106,15 +106,21 @@ class Retrieval(RunsModel, GatherStage):
                 f"evaluate.retrieval: the model in {self.model.path} gives embeddings that are not finite numbers"
             )
         owner = np.repeat(np.arange(len(rows)), [len(several) for _, several in rows])
-        more = () if self.also_right is None else _also_right(self.also_right, job, [id_ for id_, _ in rows])
-        owned = Owned(owner, texts, more)
-        of_images, of_texts = both_ways(image_feats, text_feats, max(self.k_test, *RECALL_AT), owned)
-        found = hits("itc_", of_images.order, of_texts.order, owned)
+        more = (
+            ()
+            if self.also_relevant is None
+            else _also_relevant(self.also_relevant, job, [id_ for id_, _ in rows])
+        )
+        relevance = Relevance(owner, texts, more)
+        of_images, of_texts = both_ways(image_feats, text_feats, max(self.k_test, *RECALL_AT), relevance)
+        found = hits("itc_", of_images.order, of_texts.order, relevance)
         if self.k_test:
             pairs = self._match(job, model, texts, Candidates(of_images, of_texts))
-            texts_again = of_images.reranked(pairs.logits_of_images, owned.right_texts(of_images.order))
-            images_again = of_texts.reranked(pairs.logits_of_texts, owned.right_images(of_texts.order))
-            found |= hits("", texts_again, images_again, owned)
+            texts_again = of_images.reranked(
+                pairs.logits_of_images, relevance.relevant_texts(of_images.order)
+            )
+            images_again = of_texts.reranked(pairs.logits_of_texts, relevance.relevant_images(of_texts.order))
+            found |= hits("", texts_again, images_again, relevance)
         ids = [id_ for id_, _ in rows]
         of_queries = {
             "tr": [(id_, id_) for id_ in ids],
@@ -158,13 +164,13 @@ class Retrieval(RunsModel, GatherStage):
         return pairs
 
 
-def _also_right(file: File, job: Job, ids: Sequence[str]) -> list[tuple[int, str]]:
+def _also_relevant(file: File, job: Job, ids: Sequence[str]) -> list[tuple[int, str]]:
     """Returns (place of the image in `ids`, text) of the pairs in `file`. Raises VlpipeError if none is of these images."""
     try:
         table = pq.read_table(file.path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise VlpipeError(f"also_right: {file.path} cannot be read as Parquet ({error})") from error
-    need(table.schema, f"also_right ({file.path})", url=pa.string(), text=pa.string())
+        raise VlpipeError(f"also_relevant: {file.path} cannot be read as Parquet ({error})") from error
+    need(table.schema, f"also_relevant ({file.path})", url=pa.string(), text=pa.string())
     place = {id_: n for n, id_ in enumerate(ids)}
     of_url: dict[str, list[int]] = {}
     for data in job.inputs:
@@ -175,16 +181,16 @@ def _also_right(file: File, job: Job, ids: Sequence[str]) -> list[tuple[int, str
     pairs = zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True)
     found = [(image, text) for url, text in pairs for image in of_url.get(url, ())]
     if not found:
-        raise VlpipeError(f"also_right: {file.path} has no pair of an image that is evaluated")
+        raise VlpipeError(f"also_relevant: {file.path} has no pair of an image that is evaluated")
     return found
 
 
-def hits(prefix: str, texts: Order, images: Order, owned: Owned) -> dict[str, Hits]:
+def hits(prefix: str, texts: Order, images: Order, relevance: Relevance) -> dict[str, Hits]:
     """Returns `tr@k` -> (I,) and `ir@k` -> (T,), with `prefix` before their names: True for each query that is a hit.
 
     texts (I, k): indices of the top texts per image; images (T, k): of the top images per text.
     """
-    found = {"tr": owned.right_texts(texts), "ir": owned.right_images(images)}
+    found = {"tr": relevance.relevant_texts(texts), "ir": relevance.relevant_images(images)}
     return {
         f"{prefix}{way}@{k}": np.asarray(hit[:, :k].any(axis=1))
         for way, hit in found.items()

@@ -14,6 +14,7 @@ from vlpipe.pipeline.inspect.rows.sql import query
 from vlpipe.pipeline.inspect.rows.table import open_rows
 from vlpipe.pipeline.parquet.image_files import STORED
 from vlpipe.pipeline.shard import Shard, heavy, open_shard, read_batches, write_shard
+from vlpipe.pipeline.steps.columns import common_metadata
 from vlpipe.pipeline.storage.store import Store
 
 BYTES = pa.schema([("id", pa.string()), heavy("image", pa.binary())])
@@ -85,3 +86,12 @@ def test_sql_reads_both_kinds_of_shards_in_one_step(tmp_path: Path) -> None:
     assert found["n"].to_pylist() == [
         n and len(n) for n in [*rows(0, 10)["image"].to_pylist(), *rows(10, 10)["image"].to_pylist()]
     ]
+
+
+def test_inputs_of_which_one_does_not_name_its_images_stay_heavy() -> None:
+    """A map step over both: what all inputs say of a column is kept, here that it is heavy."""
+    named, plain = IMAGES.field("image"), BYTES.field("image")
+    for one, other in ((named, plain), (plain, named)):
+        assert common_metadata(one, [pa.schema([other])]).metadata == plain.metadata
+    assert common_metadata(named, [IMAGES]).metadata == named.metadata
+    assert not common_metadata(plain, [pa.schema([pa.field("image", pa.binary())])]).metadata

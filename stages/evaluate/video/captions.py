@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,8 +17,7 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.row import RESULTS, TEXTS
-from vlpipe.stages.evaluate.caption_metrics.java import PIP_LINE
-from vlpipe.stages.evaluate.caption_scores import TOKENIZER, caption_scores
+from vlpipe.stages.evaluate.caption_scores import TOKENIZER, caption_scores, length_problems, score_problems
 from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.evaluate.video.clip_rows import clip_rows
 from vlpipe.stages.loading.rows import Row
@@ -55,14 +53,7 @@ class VideoCaptions(GatherStage):
         return RESULTS
 
     def preflight(self) -> list[str]:
-        problems = []
-        if self.min_length > self.max_length:
-            problems.append(
-                f"min_length must be at most max_length, got {self.min_length} and {self.max_length}"
-            )
-        if find_spec("pycocoevalcap") is None:
-            problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")
-        return problems
+        return length_problems(self.min_length, self.max_length) + score_problems()
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.video_capabilities import DescribesClips

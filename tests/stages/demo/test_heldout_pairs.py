@@ -13,7 +13,7 @@ from vlpipe.pipeline.testing import run_gather
 from vlpipe.stages.demo.check_text import right
 from vlpipe.stages.demo.heldout_pairs import PAIRS, HeldoutPairs
 from vlpipe.stages.demo.world import World
-from vlpipe.stages.evaluate.nearest import Owned, both_ways
+from vlpipe.stages.evaluate.nearest import Relevance, both_ways
 from vlpipe.stages.evaluate.retrieval import hits
 
 SIZES = {"seed": 3, "num_web": 4, "num_human": 2, "num_eval": 60, "captions_per_image": 3}
@@ -36,8 +36,8 @@ def test_each_pair_is_right_and_each_right_pair_is_there(tmp_path: Path, two_thi
     assert found == {(name, text) for name, scene in scenes.items() for text in texts if right(text, scene)}
     assert own < found  # captions of people are right, and some for other images, too
     results = {row["name"]: row for row in done.table.to_pylist()}
-    assert results["images_per_caption"]["value"] == pytest.approx(len(found) / len(texts))
-    assert results["captions_per_image"]["num_rows"] == 60
+    assert results["right_images_per_caption"]["value"] == pytest.approx(len(found) / len(texts))
+    assert results["right_captions_per_image"]["num_rows"] == 60
 
 
 def test_a_caption_that_is_right_for_another_image_finds_it() -> None:
@@ -48,7 +48,7 @@ def test_a_caption_that_is_right_for_another_image_finds_it() -> None:
         ([(1, "a")], ([False, True, True], [True, True, True])),
         ([(0, "unknown")], ([False, True, True], [False, True, True])),
     ):
-        owned = Owned(np.arange(3), ["a", "b", "c"], more)
-        of_images, of_texts = both_ways(images, texts, 2, owned)
-        found = hits("", of_images.order, of_texts.order, owned)
+        relevance = Relevance(np.arange(3), ["a", "b", "c"], more)
+        of_images, of_texts = both_ways(images, texts, 2, relevance)
+        found = hits("", of_images.order, of_texts.order, relevance)
         assert (found["tr@1"].tolist(), found["ir@1"].tolist()) == wanted

@@ -81,7 +81,7 @@ def test_unreadable_images_are_named(weights: Weights, image_rows: Rows, tmp_pat
 
 
 def test_a_missing_package_names_the_pip_line(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlpipe.stages.evaluate.captions.find_spec", lambda name: None)
+    monkeypatch.setattr("vlpipe.stages.evaluate.caption_scores.find_spec", lambda name: None)
     assert Captions(model=weights).preflight() == [
         "caption scores need pycocoevalcap: pip install 'vlpipe[eval]'"
     ]

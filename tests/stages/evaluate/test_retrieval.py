@@ -19,7 +19,7 @@ from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.model import Loaded
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import RESULTS, text
-from vlpipe.stages.evaluate.nearest import Candidates, Nearest, Owned, best, both_ways
+from vlpipe.stages.evaluate.nearest import Candidates, Nearest, Relevance, best, both_ways
 from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, hits, recalls
 
 Rows = Callable[..., pa.Table]
@@ -132,7 +132,7 @@ def test_ranking_and_recall_in_closed_form() -> None:
     texts, images = best(sims, 4).order, best(sims.T, 4).order
     assert texts.tolist() == [[1, 2, 3, 0], [0, 2, 1, 3], [0, 1, 2, 3]]  # ties: the earlier text
     assert images.tolist() == [[1, 2, 0], [0, 2, 1], [1, 0, 2], [2, 0, 1]]
-    found = {r["name"]: r["value"] for r in recalls(hits("", texts, images, Owned(owner)))}
+    found = {r["name"]: r["value"] for r in recalls(hits("", texts, images, Relevance(owner)))}
     assert found["tr@1"] == pytest.approx(1 / 3)  # image 0 by its second caption; 1 and 2 miss
     assert found["tr@5"] == 1
     assert found["ir@1"] == pytest.approx(3 / 4)
@@ -148,7 +148,7 @@ def test_blocks_give_what_the_whole_matrix_gives(block_values: int) -> None:
     sims = images @ texts.T
     owner = rng.integers(0, 23, 60)
     own = owner[None] == np.arange(23)[:, None]
-    found = both_ways(images, texts, 7, Owned(owner), block_values)
+    found = both_ways(images, texts, 7, Relevance(owner), block_values)
     for one, whole, right in zip(found, (sims, sims.T), (own, own.T), strict=True):
         assert np.array_equal(one.order, best(whole, 7, right).order)
         assert np.array_equal(one.scores, best(whole, 7, right).scores)
@@ -163,14 +163,14 @@ def test_a_model_that_embeds_everything_alike_finds_nothing(value: float, block_
         np.full((26, 3), value, np.float32),
         np.arange(26) // 2,
     )
-    of_images, of_texts = both_ways(images, texts, 12, Owned(owner), block_values)
+    of_images, of_texts = both_ways(images, texts, 12, Relevance(owner), block_values)
     own = owner[of_images.order] == np.arange(13)[:, None], of_texts.order == owner[:, None]
     again = [
         near.reranked(np.zeros_like(near.scores), o)
         for near, o in zip((of_images, of_texts), own, strict=True)
     ]
     for orders in ((of_images.order, of_texts.order), again):
-        assert {name: hit.mean() for name, hit in hits("", *orders, Owned(owner)).items()} == {
+        assert {name: hit.mean() for name, hit in hits("", *orders, Relevance(owner)).items()} == {
             f"{way}@{k}": 0 for way in ("tr", "ir") for k in RECALL_AT
         }
 
@@ -181,12 +181,12 @@ def test_a_text_that_reads_like_the_images_own_is_right(block_values: int) -> No
     texts, owner = ["a", "a", "b", "b", "c"], np.array([0, 1, 2, 2, 3])
     images = np.array([[1, 0, 0], [0.9, 0, 0], [0, 1, 0], [0, 0.9, 0.1]], np.float32)
     feats = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
-    owned = Owned(owner, texts)
-    of_images, of_texts = both_ways(images, feats, 5, owned, block_values)
-    found = hits("", of_images.order, of_texts.order, owned)
+    relevance = Relevance(owner, texts)
+    of_images, of_texts = both_ways(images, feats, 5, relevance, block_values)
+    found = hits("", of_images.order, of_texts.order, relevance)
     assert found["tr@1"].tolist() == [True, True, True, False]
     assert found["ir@1"].tolist() == [True, True, True, True, True]
-    apart = Owned(owner)
+    apart = Relevance(owner)
     of_images, of_texts = both_ways(images, feats, 5, apart, block_values)
     found = hits("", of_images.order, of_texts.order, apart)
     assert found["tr@1"].tolist() == [False, False, True, False]
@@ -205,7 +205,7 @@ def test_captions_that_are_listed_as_right_for_other_images(
     def found(file: str) -> dict[str, tuple[float, int]]:
         also = File(str(tmp_path / file))
         return evaluate(
-            Retrieval(model=weights, k_test=10, max_text_length=12, also_right=also),
+            Retrieval(model=weights, k_test=10, max_text_length=12, also_relevant=also),
             table,
             tmp_path / file[:4],
         )
@@ -246,7 +246,7 @@ def test_memory_is_that_of_the_candidates() -> None:
     images, texts = (rng.random((n, 4), np.float32) for n in (2000, 5000))
     tracemalloc.start()
     try:
-        both_ways(images, texts, 16, Owned(np.arange(5000) % 2000), block_values=1 << 20)
+        both_ways(images, texts, 16, Relevance(np.arange(5000) % 2000), block_values=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 25e6
     finally:
         tracemalloc.stop()

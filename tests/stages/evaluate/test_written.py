@@ -23,7 +23,7 @@ from vlpipe.stages.caption.generate import Caption
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import text
 from vlpipe.stages.evaluate.captions import Captions
-from vlpipe.stages.evaluate.nearest import Owned, both_ways
+from vlpipe.stages.evaluate.nearest import Relevance, both_ways
 from vlpipe.stages.evaluate.retrieval import Retrieval
 from vlpipe.stages.evaluate.written.shuffled_captions import ShuffledCaptions, moved_on
 from vlpipe.stages.evaluate.written.words_of_images import WordsOfImages
@@ -99,7 +99,7 @@ def test_the_nearest_embedding_of_an_image_counts() -> None:
     images, texts = (draw.normal(size=s).astype(np.float32) for s in ((7, 3, 4), (9, 4)))
     sims = np.einsum("iqd,td->iqt", images, texts).max(1)
     for block in (1, 1 << 20):
-        of_images, of_texts = both_ways(images, texts, 4, Owned(np.arange(9) % 7), block)
+        of_images, of_texts = both_ways(images, texts, 4, Relevance(np.arange(9) % 7), block)
         assert (of_images.order == np.argsort(-sims, 1)[:, :4]).all()
         assert (of_texts.order == np.argsort(-sims.T, 1)[:, :4]).all()
         np.testing.assert_allclose(of_images.scores, -np.sort(-sims, 1)[:, :4], rtol=1e-5)
