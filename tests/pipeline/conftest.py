@@ -35,7 +35,9 @@ def two_cpus() -> Iterator[str]:
     cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # Playwright leaves an event loop running, in which no other test could run its own
 def browser() -> Iterator[Any]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
